@@ -1,0 +1,1 @@
+"""The shelf of recipes. A folder each; listed in `usina.services.images.catalogue`."""
