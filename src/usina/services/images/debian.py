@@ -129,3 +129,10 @@ class Packages:
             "Acquire::Retries": "3",
         }
         return [part for key, value in pairs.items() for part in ("-o", f"{key}={value}")]
+
+
+async def acquire_settings(shop: Workshop) -> str:
+    """How this host's apt reaches its mirrors (proxies, certificates, authentication), as an apt configuration."""
+    lines: list[str] = []
+    await shop.run("apt-config", "dump", "Acquire", on_line=lines.append)
+    return "\n".join([*lines, 'Acquire::Languages "none";', 'Acquire::Retries "3";']) + "\n"

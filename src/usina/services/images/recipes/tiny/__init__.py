@@ -10,13 +10,12 @@ seed on a SATA drive is not seen.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from usina.core.errors import Unavailable
 from usina.core.machine import ImageFiles
 from usina.core.units import MiB
 from usina.services.images import manifest
+from usina.services.images.appliance import busybox, modules, one
 from usina.services.images.cpio import Archive
 from usina.services.images.debian import Packages
 from usina.services.images.recipe import Recipe
@@ -76,7 +75,7 @@ async def _cook(folder: Path, shop: Workshop) -> ImageFiles:
     tree.mkdir()
     await packages.unpack([kernel, *_PACKAGES], tree)
     shop.progress(0.9, "packing the initial RAM disk")
-    (folder / "kernel").write_bytes(_one(tree / "boot", "vmlinuz-*").read_bytes())
+    (folder / "kernel").write_bytes(one(tree / "boot", "vmlinuz-*").read_bytes())
     (folder / "initrd").write_bytes(_initrd(tree))
     return ImageFiles(
         digest=manifest.digest([folder / "kernel", folder / "initrd"]),
@@ -95,68 +94,18 @@ def _initrd(tree: Path) -> bytes:
     archive.folder("/root", 0o700)
     archive.device("/dev/console", 5, 1)
     archive.device("/dev/null", 1, 3, 0o666)
-    _busybox(archive, tree)
+    busybox(archive, tree)
+    archive.link("/init", "/bin/busybox")
     archive.file("/usr/sbin/dropbear", (tree / "usr/sbin/dropbear").read_bytes(), 0o755)
-    archive.file(_LOADER, _library(tree, Path(_LOADER).name), 0o755)
+    archive.file(_LOADER, one(tree, f"**/{Path(_LOADER).name}").read_bytes(), 0o755)
     for name in _LIBRARIES:
-        archive.file(f"/lib/x86_64-linux-gnu/{name}", _library(tree, name), 0o755)
-    modules = _in_order(tree)
-    for path in modules:
-        archive.file(f"/lib/modules/{path.name}", path.read_bytes())
-    archive.file("/etc/modules", "".join(f"{path.name}\n" for path in modules).encode())
+        archive.file(f"/lib/x86_64-linux-gnu/{name}", one(tree, f"**/{name}").read_bytes(), 0o755)
+    modules(archive, tree, _MODULES)
     for path, name in _SCRIPTS.items():
         archive.file(path, (_HERE / name).read_bytes(), 0o755)
     for path, text in _TEXTS.items():
         archive.file(path, text.encode())
     return archive.bytes()
-
-
-def _busybox(archive: Archive, tree: Path) -> None:
-    program = _one(tree, "**/busybox")
-    archive.file("/bin/busybox", program.read_bytes(), 0o755)
-    archive.link("/init", "/bin/busybox")
-    for name in _applets(program.read_bytes()):
-        archive.link(f"/bin/{name}", "busybox")
-    for path in ("/sbin/init", "/sbin/reboot", "/sbin/poweroff"):
-        archive.link(path, "/bin/busybox")
-
-
-def _applets(program: bytes) -> list[str]:
-    """Names that busybox answers to, read from its own table: NUL-separated, sorted, starting with ``[``."""
-    table = re.search(rb"\0\[\0\[\[\0((?:[a-z0-9_.-]+\0){100,})", program)
-    if not table:
-        raise Unavailable("this busybox has no table of applets that can be read")
-    return ["[", "[[", *(name.decode() for name in table[1].split(b"\0") if name not in (b"", b"busybox"))]
-
-
-def _in_order(tree: Path) -> list[Path]:
-    """The kernel modules of `_MODULES` and all they need, each after what it needs. Built-in ones are left out."""
-    found = {path.stem.replace("-", "_"): path for path in tree.glob("lib/modules/*/kernel/**/*.ko")}
-    order: list[Path] = []
-
-    def visit(name: str) -> None:
-        path = found.get(name.replace("-", "_"))
-        if path is None or path in order:
-            return
-        needs = re.search(rb"\0depends=([^\0]*)\0", path.read_bytes())
-        for need in (needs[1].decode().split(",") if needs else []):
-            visit(need)
-        order.append(path)
-
-    for name in _MODULES:
-        visit(name)
-    return order
-
-
-def _library(tree: Path, name: str) -> bytes:
-    return _one(tree, f"**/{name}").read_bytes()
-
-
-def _one(place: Path, pattern: str) -> Path:
-    try:
-        return next(path for path in sorted(place.glob(pattern)) if path.is_file())
-    except StopIteration:
-        raise Unavailable(f"the packages hold no {pattern}") from None
 
 
 RECIPE = Recipe(
