@@ -16,4 +16,6 @@ def recipe_named(name: str) -> Recipe:
     try:
         return RECIPES[name]
     except KeyError:
-        raise Invalid(f"recipe: there is no {name!r}; there are {', '.join(RECIPES)}", field="recipe") from None
+        raise Invalid(
+            f"recipe: there is no {name!r}; there are {', '.join(RECIPES)}", field="recipe"
+        ) from None

@@ -61,7 +61,8 @@ def _stanzas(text: str) -> Iterator[tuple[str, str, list[str]]]:
     kept = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
     for stanza in re.split(r"\n\s*\n", kept):
         fields = {
-            key.lower(): value.split() for key, value in re.findall(r"^([\w-]+):\s*(.*(?:\n\s+.*)*)", stanza, re.M)
+            key.lower(): value.split()
+            for key, value in re.findall(r"^([\w-]+):\s*(.*(?:\n\s+.*)*)", stanza, re.M)
         }
         if fields.get("enabled") == ["no"] or "deb" not in fields.get("types", []):
             continue
@@ -80,7 +81,8 @@ class Packages:
         """Read the package lists. Needed once before `fetch`. Raises `Unavailable` when the mirror does not answer."""
         if not Path(_KEYRING).exists():
             raise Unavailable(
-                "Debian's archive key is missing; run: apt-get install debian-archive-keyring", code="tools-missing"
+                "Debian's archive key is missing; run: apt-get install debian-archive-keyring",
+                code="tools-missing",
             )
         root = self._root
         for folder in ("lists/partial", "cache/archives/partial"):
@@ -134,5 +136,6 @@ class Packages:
 async def acquire_settings(shop: Workshop) -> str:
     """How this host's apt reaches its mirrors (proxies, certificates, authentication), as an apt configuration."""
     lines: list[str] = []
-    await shop.run("apt-config", "dump", "Acquire", on_line=lines.append)
+    for method in ("http", "https"):
+        await shop.run("apt-config", "dump", f"Acquire::{method}", on_line=lines.append)
     return "\n".join([*lines, 'Acquire::Languages "none";', 'Acquire::Retries "3";']) + "\n"

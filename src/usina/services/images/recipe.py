@@ -33,13 +33,21 @@ class Recipe:
     def check(self) -> None:
         """Raise `Unavailable` when this process may not build the recipe."""
         if self.needs_root and os.geteuid() != 0:
-            raise Unavailable(f"building {self.name} needs root; use a ready image, or build it as root once", code="root-needed")
+            raise Unavailable(
+                f"building {self.name} needs root; use a ready image, or build it as root once",
+                code="root-needed",
+            )
 
     def digest(self, month: str) -> str:
         """Names one edition of the image: the recipe's text and the month (``"2026-11"``), whose packages it holds."""
         total = hashlib.sha256(f"{self.name} {month}\n".encode())
         here = Path(__file__).parent
-        for path in [*sorted(self.sources.iterdir()), here / "debian.py", here / "cpio.py", here / "appliance.py"]:
+        for path in [
+            *sorted(self.sources.iterdir()),
+            here / "debian.py",
+            here / "cpio.py",
+            here / "appliance.py",
+        ]:
             if path.is_file() and path.suffix in {".py", ".sh", ".cfg"}:
                 total.update(f"{path.name} {path.stat().st_size}\n".encode())
                 total.update(path.read_bytes())

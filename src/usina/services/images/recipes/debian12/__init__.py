@@ -25,10 +25,12 @@ from usina.services.images.recipe import Recipe
 from usina.services.images.workshop import Workshop
 
 _HERE = Path(__file__).parent
-_EPOCH = 1735689600  # 2025-01-01: no file is younger
+_EPOCH = 1735689600  # 2025-01-01: the age of what a build itself writes
 _UUID = "75736e61-6465-4269-a12d-000000000012"
 _SIZE = 2 * GiB
-_CMDLINE = "root=LABEL=usina-root rw console=ttyS0,115200 quiet no_timer_check net.ifnames=0 random.trust_cpu=on"
+_CMDLINE = (
+    "root=LABEL=usina-root rw console=ttyS0,115200 quiet no_timer_check net.ifnames=0 random.trust_cpu=on"
+)
 _MODULES = ("virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "virtio-rng")
 _PACKAGES = (
     "bash-completion",
@@ -51,7 +53,13 @@ _PACKAGES = (
     "udev",
     "vim-tiny",
 )
-_LEFT_OUT = ("/usr/share/man/*", "/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/info/*", "/usr/share/lintian/*")
+_LEFT_OUT = (
+    "/usr/share/man/*",
+    "/usr/share/locale/*",
+    "/usr/share/doc/*",
+    "/usr/share/info/*",
+    "/usr/share/lintian/*",
+)
 _MASKED = (
     "apt-daily.timer",
     "apt-daily-upgrade.timer",
@@ -59,6 +67,9 @@ _MASKED = (
     "e2scrub_all.timer",
     "e2scrub_reap.service",
     "cloud-init-hotplugd.socket",
+    "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
+    "systemd-binfmt.service",
     "systemd-pstore.service",
 )
 _ENABLED = ("systemd-networkd.service", "systemd-resolved.service", "ssh.service", "fstrim.timer")
@@ -75,7 +86,11 @@ _FILES = {
         "ExecStart=/lib/systemd/systemd-networkd-wait-online --any --operational-state=routable --timeout=20\n"
     ),
 }
-_REMOVED = ("etc/apt/apt.conf.d/99mmdebstrap", "etc/dpkg/dpkg.cfg.d/99mmdebstrap", "etc/cloud/cloud.cfg.d/90_dpkg.cfg")
+_REMOVED = (
+    "etc/apt/apt.conf.d/99mmdebstrap",
+    "etc/dpkg/dpkg.cfg.d/99mmdebstrap",
+    "etc/cloud/cloud.cfg.d/90_dpkg.cfg",
+)
 _STEP = re.compile(r"^I: (.+?)\.\.\.")
 
 
@@ -152,10 +167,19 @@ async def _kernel(tree: Path, folder: Path, shop: Workshop) -> None:
 
 
 def _settle(tree: Path) -> None:
-    """Everything that a machine must make for itself goes; Usina's settings come; no file is younger than `_EPOCH`."""
+    """Everything that a machine must make for itself goes; Usina's settings come; what this build dated gets `_EPOCH`.
+
+    Python sources keep the time of their package: compiled files name it, and would be compiled again at every start.
+    """
     for name in _REMOVED:
         (tree / name).unlink(missing_ok=True)
-    for pattern in ("etc/ssh/ssh_host_*", "var/cache/apt/*.bin", "var/log/*.log", "var/lib/apt/lists/*_*", "tmp/*"):
+    for pattern in (
+        "etc/ssh/ssh_host_*",
+        "var/cache/apt/*.bin",
+        "var/log/*.log",
+        "var/lib/apt/lists/*_*",
+        "tmp/*",
+    ):
         for path in tree.glob(pattern):
             path.unlink()
     for name, text in _FILES.items():
@@ -170,7 +194,7 @@ def _settle(tree: Path) -> None:
     for where, folders, names in os.walk(tree):
         for name in (*folders, *names):
             path = Path(where, name)
-            if path.lstat().st_mtime > _EPOCH:
+            if path.suffix != ".py" and path.lstat().st_mtime > _EPOCH:
                 os.utime(path, (_EPOCH, _EPOCH), follow_symlinks=False)
 
 

@@ -48,7 +48,14 @@ _PACKAGES = (
     "zlib1g",
 )
 _LOADER = "/lib64/ld-linux-x86-64.so.2"
-_LIBRARIES = ("libtomcrypt.so.1", "libtommath.so.1", "libz.so.1", "libcrypt.so.1", "libgmp.so.10", "libc.so.6")
+_LIBRARIES = (
+    "libtomcrypt.so.1",
+    "libtommath.so.1",
+    "libz.so.1",
+    "libcrypt.so.1",
+    "libgmp.so.10",
+    "libc.so.6",
+)
 _SCRIPTS = {
     "/etc/rc": "rc.sh",
     "/etc/network": "network.sh",
@@ -89,7 +96,18 @@ async def _cook(folder: Path, shop: Workshop) -> ImageFiles:
 
 def _initrd(tree: Path) -> bytes:
     archive = Archive()
-    for path in ("/proc", "/sys", "/run", "/tmp", "/mnt", "/var/log", "/bin", "/sbin", "/usr/bin", "/usr/sbin"):  # noqa: S108
+    for path in (
+        "/proc",
+        "/sys",
+        "/run",
+        "/tmp",
+        "/mnt",
+        "/var/log",
+        "/bin",
+        "/sbin",
+        "/usr/bin",
+        "/usr/sbin",
+    ):  # noqa: S108
         archive.folder(path)
     archive.folder("/root", 0o700)
     archive.device("/dev/console", 5, 1)
