@@ -1,4 +1,4 @@
-"""Parts of an initial RAM disk made from unpacked Debian packages: busybox with its names, kernel modules in order."""
+"""Parts of an initial RAM disk, from unpacked Debian packages: busybox with its names, modules in order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 
 
 def busybox(archive: Archive, tree: Path) -> None:
-    """Put busybox into `archive` under every name it answers to, in ``/bin``, and ``/sbin`` where tools look there."""
+    """Put busybox into `archive` under every name it answers to."""
     program = one(tree, "**/busybox").read_bytes()
     archive.file("/bin/busybox", program, 0o755)
     for name in _names(program):
@@ -23,7 +23,8 @@ def busybox(archive: Archive, tree: Path) -> None:
 
 
 def modules(archive: Archive, tree: Path, wanted: tuple[str, ...]) -> None:
-    """Put the kernel modules `wanted` and all they need into ``/lib/modules``, and their order into ``/etc/modules``.
+    """Put the kernel modules `wanted` and all they need into ``/lib/modules``, and their order into
+    ``/etc/modules``.
 
     What the kernel has built in is left out.
     """

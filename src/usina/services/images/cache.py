@@ -1,7 +1,7 @@
 """Built images, kept by recipe and month, so that a second order costs a hard link.
 
-Invariant: a folder under its final name is complete. Builders of one recipe wait for each other, across processes;
-the lock is the kernel's, so that a builder that dies frees it.
+Invariant: a folder under its final name is complete. Builders of one recipe wait for each other, across
+processes; the lock is the kernel's, so that a builder that dies frees it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LOCK_POLL = 0.2  # seconds
 
 
 def default_cache() -> Path:
-    """``USINA_IMAGE_CACHE``, else ``/var/cache/usina/images`` for root and ``~/.cache/usina/images`` for others."""
+    """``USINA_IMAGE_CACHE``, else ``/var/cache/usina/images``, or ``~/.cache/usina/images`` for non-root."""
     if named := os.environ.get("USINA_IMAGE_CACHE"):
         return Path(named)
     return Path("/var/cache") / "usina/images" if os.geteuid() == 0 else Path.home() / ".cache/usina/images"
@@ -34,8 +34,8 @@ def default_cache() -> Path:
 async def built(recipe: Recipe, cache: Path, progress: Progress = silent) -> ImageFiles:
     """The files of `recipe` in `cache`, built now if they are not there.
 
-    Raises `Unavailable` when a tool, the package mirror or the needed rights are missing (the message says what to
-    do). Cancelled, it leaves nothing behind.
+    Raises `Unavailable` when a tool, the package mirror or the needed rights are missing (the message says
+    what to do). Cancelled, it leaves nothing behind.
     """
     edition = f"{recipe.name}-{recipe.digest(_month())[:16]}"
     target = cache / edition

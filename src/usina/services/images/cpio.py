@@ -1,7 +1,7 @@
 """Writes a cpio archive in the "newc" form that Linux takes as its initial root.
 
-Format: Documentation/driver-api/early-userspace/buffer-format.rst of Linux. Owners are root and times are zero, so
-that the same files give the same bytes.
+Format: Documentation/driver-api/early-userspace/buffer-format.rst of Linux. Owners are root and times are
+zero, so that the same files give the same bytes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Archive:
         self._above(path)
         self._entry(path, stat.S_IFCHR | mode, b"", major, minor)
 
-    def bytes(self) -> bytes:
+    def closed(self) -> bytes:
         """The whole archive, closed by its trailer and padded to 512 bytes."""
         whole = b"".join(self._parts) + _record("TRAILER!!!", 0, 0, b"", 0, 0)
         return whole + b"\0" * (-len(whole) % 512)

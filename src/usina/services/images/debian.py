@@ -1,4 +1,5 @@
-"""Debian 12 packages for image recipes, by the mirror this host is set up with, without touching its package state.
+"""Debian 12 packages for image recipes, by the mirror this host is set up with, without touching its
+package state.
 
 A private apt root is used: its own lists and an empty package database, but the host's own apt configuration
 (proxies, certificates). A host that is not Debian 12 is served by Debian's usual mirror.
@@ -78,7 +79,10 @@ class Packages:
     shop: Workshop
 
     async def refresh(self) -> None:
-        """Read the package lists. Needed once before `fetch`. Raises `Unavailable` when the mirror does not answer."""
+        """Read the package lists. Needed once before `unpack`.
+
+        Raises `Unavailable` when the mirror does not answer.
+        """
         if not Path(_KEYRING).exists():
             raise Unavailable(
                 "Debian's archive key is missing; run: apt-get install debian-archive-keyring",
@@ -134,7 +138,7 @@ class Packages:
 
 
 async def acquire_settings(shop: Workshop) -> str:
-    """How this host's apt reaches its mirrors (proxies, certificates, authentication), as an apt configuration."""
+    """How this host's apt reaches its mirrors (proxies, certificates), as an apt configuration."""
     lines: list[str] = []
     for method in ("http", "https"):
         await shop.run("apt-config", "dump", f"Acquire::{method}", on_line=lines.append)

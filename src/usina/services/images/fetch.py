@@ -1,8 +1,9 @@
 """Downloads an image from the web without becoming a way into the house's own network.
 
-Every address that a name stands for must be public, unless the operator allows private ones; the connection is made
-to the address that was checked (so a name cannot change its mind in between), for the first request and again for
-each redirect. Proxies of the environment are not used: they would choose the address themselves.
+Every address that a name stands for must be public, unless the operator allows private ones; the connection
+is made to the address that was checked (so a name cannot change its mind in between), for the first request
+and again for each redirect. Proxies of the environment are not used: they would choose the address
+themselves.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ class Reach:
     resolve: Resolve = resolve
 
     async def address(self, url: httpx2.URL) -> str:
-        """The checked address to connect to for `url`. Raises `Invalid` (field "url") for what may not be reached."""
+        """The checked address to connect to for `url`.
+
+        Raises `Invalid` (field "url") for what may not be reached.
+        """
         if url.scheme not in ("http", "https"):
             raise _bad(f"{url.scheme or 'this'!r} is not http or https")
         if url.userinfo:
@@ -69,7 +73,7 @@ class Reach:
 
 
 def is_public(address: str) -> bool:
-    """Whether `address` is reachable by everybody; IPv6 forms that carry an IPv4 address are judged by that one."""
+    """Whether everybody can reach `address`; IPv6 that carries an IPv4 address is judged by that one."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -87,7 +91,10 @@ def is_public(address: str) -> bool:
 
 @dataclass(slots=True)
 class Download:
-    """One file on its way to `target`. What is there is kept on failure, and gone on from when `url` is asked again."""
+    """One file on its way to `target`.
+
+    What is there is kept on failure, and gone on from when `url` is asked again.
+    """
 
     url: str
     target: Path

@@ -1,7 +1,9 @@
-"""Looks at what a stranger calls an image, and refuses what would read other files, fill a host or never boot.
+"""Looks at what a stranger calls an image, and refuses what would read other files, fill a host or never
+boot.
 
-The header is read here first, byte by byte, so that `qemu-img` only ever opens a plain file without references. It
-then runs under a time limit and resource limits. Sources: qemu docs/interop/qcow2.rst; magic numbers by each format.
+The header is read here first, byte by byte, so that `qemu-img` only ever opens a plain file without
+references. It then runs under a time limit and resource limits. Sources: qemu docs/interop/qcow2.rst; magic
+numbers by each format.
 """
 
 from __future__ import annotations
@@ -140,7 +142,8 @@ async def _qemu_agrees(path: Path, virtual: int) -> None:
     try:
         async with asyncio.timeout(_TIME_LIMIT):
             await Workshop(place).run(
-                "prlimit", *_LIMITS, "qemu-img", "info", "-U", "-f", "qcow2", "--output=json", path.absolute(),
+                "prlimit", *_LIMITS,
+                "qemu-img", "info", "-U", "-f", "qcow2", "--output=json", path.absolute(),
                 on_line=said.append,
             )  # fmt: skip
         info = json.loads("\n".join(said))

@@ -1,7 +1,7 @@
 """The images of this factory on the control plane's disk: one folder per image id.
 
-Invariant: a folder with a manifest is complete and never changes; a folder without one is a draft that the same call,
-repeated, finishes. Every method is idempotent and survives being killed at any instant.
+Invariant: a folder with a manifest is complete and never changes; a folder without one is a draft that the
+same call, repeated, finishes. Every method is idempotent and survives being killed at any instant.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ _DISK = "disk"
 
 @dataclass(slots=True)
 class ImageLibrary:
-    """Keeps images under `root`; built ones are shared with `cache`. Sizes in bytes, digests are sha256 in hex."""
+    """Keeps images under `root`; built ones are shared with `cache`.
+
+    Sizes in bytes, digests are sha256 in hex.
+    """
 
     root: Path
     cache: Path
@@ -76,8 +79,8 @@ class ImageLibrary:
     async def append(self, image_id: str, offset: int, chunks: AsyncIterator[bytes], *, limit: int) -> int:
         """Add `chunks` at `offset` and return the new offset. What came before a broken connection is kept.
 
-        Raises `Conflict` with ``data["offset"]`` when `offset` is not where the upload stands, or while another
-        part is coming in; `TooLarge` past `limit`.
+        Raises `Conflict` with ``data["offset"]`` when `offset` is not where the upload stands, or while
+        another part is coming in; `TooLarge` past `limit`.
         """
         with self._alone(image_id) as folder:
             here = await self.upload_offset(image_id)

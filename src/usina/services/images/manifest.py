@@ -1,4 +1,7 @@
-"""The small file that says an image folder is complete. Written last, in one rename; without it the folder is a draft."""
+"""The small file that says an image folder is complete.
+
+Written last, in one rename; without it the folder is a draft.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ from pathlib import Path
 from usina.core.machine import ImageFiles
 
 NAME = "image.json"
-_PATHS = ("disk", "kernel", "initrd")
 _BLOCK = 1 << 20
 
 
@@ -39,7 +41,12 @@ def read(folder: Path) -> ImageFiles | None:
 
 def placed(folder: Path, files: ImageFiles) -> ImageFiles:
     """`files` with every name made absolute under `folder`."""
-    return replace(files, **{name: _under(folder, getattr(files, name)) for name in _PATHS})
+    return replace(
+        files,
+        disk=_under(folder, files.disk),
+        kernel=_under(folder, files.kernel),
+        initrd=_under(folder, files.initrd),
+    )
 
 
 def digest(paths: Iterable[Path]) -> str:

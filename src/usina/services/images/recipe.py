@@ -39,7 +39,7 @@ class Recipe:
             )
 
     def digest(self, month: str) -> str:
-        """Names one edition of the image: the recipe's text and the month (``"2026-11"``), whose packages it holds."""
+        """Names an edition: the recipe's text and the month (``"2026-11"``) whose packages it holds."""
         total = hashlib.sha256(f"{self.name} {month}\n".encode())
         here = Path(__file__).parent
         for path in [

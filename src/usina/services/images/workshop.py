@@ -1,6 +1,7 @@
 """Where a recipe works: a scratch folder, tools run as subprocesses, progress told, everything cleaned up.
 
-Invariant: when a build ends, by success, error or cancellation, no process, mount or scratch file of it is left.
+Invariant: when a build ends, by success, error or cancellation, no process, mount or scratch file of it is
+left.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ Progress = Callable[[float, str], None]
 """Told a fraction from 0 to 1 and what is being done, in a few words."""
 
 _KEPT_LINES = 40
+_UMOUNT_LIMIT = 10.0  # seconds
 _SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -39,8 +42,8 @@ class Workshop:
     async def run(self, *argv: str | Path, on_line: Callable[[str], None] | None = None) -> str:
         """Run a tool to its end and return what it printed (its last 40 lines).
 
-        Raises `Unavailable` with the end of the output when it fails. Cancelled, it takes the tool and all of its
-        children with it.
+        Raises `Unavailable` with the end of the output when it fails. Cancelled, it takes the tool and all
+        of its children with it.
         """
         process = await asyncio.create_subprocess_exec(
             *map(str, argv),
@@ -70,14 +73,14 @@ class Workshop:
     def clean(self) -> None:
         """Unmount whatever is mounted under `place`, then remove it."""
         for mount in _mounts_under(self.place):
-            with contextlib.suppress(OSError):
-                os.spawnlp(os.P_WAIT, "umount", "umount", "--lazy", mount)
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                subprocess.run(["umount", "--lazy", mount], check=False, timeout=_UMOUNT_LIMIT)
         if not _mounts_under(self.place):
             shutil.rmtree(self.place, ignore_errors=True)
 
 
 def require(tools: Mapping[str, str]) -> None:
-    """Raise `Unavailable` naming every missing tool of `tools` (tool → Debian package) and the command that brings it."""
+    """Raise `Unavailable` naming what is missing of `tools` (tool → Debian package), and the command."""
     missing = {tool: package for tool, package in tools.items() if not shutil.which(tool, path=_path())}
     if missing:
         packages = " ".join(sorted(set(missing.values())))

@@ -1,11 +1,13 @@
-"""`tiny`: Debian's cloud kernel, busybox and dropbear in an initial RAM disk. Boots in seconds, has no disk at all.
+"""`tiny`: Debian's cloud kernel, busybox and dropbear in an initial RAM disk. Boots in seconds, has no disk
+at all.
 
-What it does: takes hostname and SSH keys from a NoCloud seed (a filesystem labelled ``cidata``), DHCP on every
-network card (also on one plugged in later), SSH for root by key, a root shell on the serial line, runs user data
-that starts with ``#!``, and obeys the power button. Everything written is gone after a reboot, host keys included.
+What it does: takes hostname and SSH keys from a NoCloud seed (a filesystem labelled ``cidata``), DHCP on
+every network card (also on one plugged in later), SSH for root by key, a root shell on the serial line,
+runs user data that starts with ``#!``, and obeys the power button. Everything written is gone after a
+reboot, host keys included.
 
-Devices: virtio for disk, network and SCSI; CD drives on virtio-scsi or IDE. Debian's cloud kernel has no AHCI, so a
-seed on a SATA drive is not seen.
+Devices: virtio for disk, network and SCSI; CD drives on virtio-scsi or IDE. Debian's cloud kernel has no
+AHCI, so a seed on a SATA drive is not seen.
 """
 
 from __future__ import annotations
@@ -56,6 +58,7 @@ _LIBRARIES = (
     "libgmp.so.10",
     "libc.so.6",
 )
+_FOLDERS = ("/proc", "/sys", "/run", "/tmp", "/mnt", "/var/log", "/usr/bin", "/usr/sbin")  # noqa: S108
 _SCRIPTS = {
     "/etc/rc": "rc.sh",
     "/etc/network": "network.sh",
@@ -96,18 +99,7 @@ async def _cook(folder: Path, shop: Workshop) -> ImageFiles:
 
 def _initrd(tree: Path) -> bytes:
     archive = Archive()
-    for path in (
-        "/proc",
-        "/sys",
-        "/run",
-        "/tmp",
-        "/mnt",
-        "/var/log",
-        "/bin",
-        "/sbin",
-        "/usr/bin",
-        "/usr/sbin",
-    ):  # noqa: S108
+    for path in _FOLDERS:
         archive.folder(path)
     archive.folder("/root", 0o700)
     archive.device("/dev/console", 5, 1)
@@ -123,7 +115,7 @@ def _initrd(tree: Path) -> bytes:
         archive.file(path, (_HERE / name).read_bytes(), 0o755)
     for path, text in _TEXTS.items():
         archive.file(path, text.encode())
-    return archive.bytes()
+    return archive.closed()
 
 
 RECIPE = Recipe(
