@@ -1,0 +1,1 @@
+"""Operations: the only door for change. Authorize, decide, record."""

@@ -30,7 +30,7 @@ class DeviceKind(StrEnum):
 class NumaNode:
     id: int
     cpus: tuple[int, ...]
-    memory: int
+    memory: int  # ordinary memory; huge page pools are counted apart
     hugepages: Mapping[int, int] = field(default_factory=dict)  # page size in bytes -> pages in the pool
 
 
@@ -122,6 +122,7 @@ class Provider:
     taken_cpus: frozenset[int] = frozenset()
     taken_devices: frozenset[str] = frozenset()
     used_hugepages: Mapping[tuple[int, int], int] = field(default_factory=dict)  # (node, page size) -> pages
+    bound_memory: Mapping[int, int] = field(default_factory=dict)  # node -> bytes of claims bound to it
     cordoned_devices: frozenset[str] = frozenset()
     reachable: bool = True
     seen_at: Instant = 0.0

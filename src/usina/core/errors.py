@@ -67,6 +67,10 @@ class Conflict(UsinaError):
 class Stale(Conflict):
     code = "stale"
 
+    @classmethod
+    def meanwhile(cls) -> Stale:
+        return cls("it changed meanwhile; read it again")
+
 
 class QuotaExceeded(UsinaError):
     code = "quota-exceeded"

@@ -1,0 +1,1 @@
+"""The reconciler: lease, observe, decide, step, record."""

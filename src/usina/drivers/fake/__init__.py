@@ -1,0 +1,61 @@
+"""A pretended host: guests are files in a folder. For tests, benchmarks and trying the API; runs nothing.
+
+The folder outlives the control plane, so that a crash of Usina leaves the "host" standing, as a real one would, and
+several control planes may share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from usina.core.errors import Invalid
+from usina.drivers.fake.driver import FakeDriver
+from usina.ports.driver import Check, Driver, DriverPlugin, HostSettings
+
+_OPTIONS = {
+    "cores": "logical CPUs to pretend (64)",
+    "memory": "bytes of memory to pretend (256 GiB)",
+    "disk": "bytes of disk to pretend (10 TiB)",
+    "numa_nodes": "NUMA nodes to spread cores and memory over (1)",
+    "gpus": "GPUs to pretend (0)",
+    "gpu_model": "model of the pretended GPUs",
+    "hugepages": "1 GiB pages per NUMA node (0)",
+    "dir": "folder of the pretended host (default: inside the factory's data folder)",
+    "delay": "seconds that making or starting a guest takes (0)",
+}
+_NUMBERS = {"cores", "memory", "disk", "numa_nodes", "gpus", "hugepages", "delay"}
+
+
+def check(options: Mapping[str, Any]) -> None:
+    """Raises `Invalid` naming the option."""
+    for name, value in options.items():
+        field = f"options.{name}"
+        if name not in _OPTIONS:
+            raise Invalid(f"{field}: the fake driver has no such option", field=field)
+        if name in _NUMBERS:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1 << 50:
+                raise Invalid(f"{field}: must be a number, not negative", field=field)
+        elif not isinstance(value, str) or len(value) > 1000:
+            raise Invalid(f"{field}: must be a text", field=field)
+    for name in ("cores", "numa_nodes"):
+        if name in options and (options[name] < 1 or options[name] != int(options[name])):
+            raise Invalid(f"options.{name}: must be a whole number of at least 1", field=f"options.{name}")
+
+
+def open_host(settings: HostSettings) -> Driver:
+    return FakeDriver(settings)
+
+
+async def diagnose() -> list[Check]:
+    return [Check("fake", True, "always there; runs nothing", needed=False)]
+
+
+PLUGIN = DriverPlugin(
+    name="fake",
+    summary="A pretended host for tests and benchmarks; it runs nothing.",
+    options=_OPTIONS,
+    check=check,
+    open=open_host,
+    diagnose=diagnose,
+)

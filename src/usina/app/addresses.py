@@ -1,0 +1,42 @@
+"""Picks free addresses. A guess from memory, made exact by the reservation in the same commit as the order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+from usina.core.errors import Conflict
+from usina.core.network import candidates
+from usina.store.store import Store
+
+
+class Addresses:
+    """Remembers, per network, which addresses this process believes to be taken."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._taken: dict[str, set[str]] = {}
+        self._order: dict[str, Iterator[str]] = {}
+        self._reading = asyncio.Lock()
+
+    async def pick(self, network: str, cidr: str) -> str:
+        """An address that is probably free. Raises `Conflict` when the network is full."""
+        for fresh in (False, True):
+            await self._read(network, cidr, fresh)
+            taken = self._taken[network]
+            for address in self._order[network]:
+                if address not in taken:
+                    taken.add(address)
+                    return address
+        raise Conflict("the network has no free address", field="interfaces", code="network-full")
+
+    async def _read(self, network: str, cidr: str, fresh: bool) -> None:
+        async with self._reading:
+            if fresh or network not in self._taken:
+                self._taken[network] = set(await self._store.resources.users_of(network))
+                self._order[network] = candidates(cidr, network)
+
+    def forget(self, network: str) -> None:
+        """Read it again at the next pick (a guess was wrong, or the network is gone)."""
+        self._taken.pop(network, None)
+        self._order.pop(network, None)

@@ -1,0 +1,210 @@
+"""Context: who asks, and with what the house answers. Every operation takes one first."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from usina.app.addresses import Addresses
+from usina.app.near import Near
+from usina.core.clock import Clock
+from usina.core.errors import Conflict, NotFound, QuotaExceeded, UsinaError
+from usina.core.event import Event
+from usina.core.grant import Grant, permit
+from usina.core.ids import Ids, is_id
+from usina.core.quota import amounts_of, excess
+from usina.core.resource import Kind
+from usina.core.tenancy import Action, Actor, Amounts, Project, Scope
+from usina.core.units import Instant
+from usina.ports.driver import DriverPlugin
+from usina.ports.fleet import Hosts
+from usina.ports.library import Library
+from usina.store.rows import AnyResource
+from usina.store.store import Store
+from usina.store.work import RepeatedRequest, Work
+
+
+@dataclass(frozen=True)
+class House:
+    """What operations are given to work with; made once, by the server."""
+
+    store: Store
+    clock: Clock
+    ids: Ids
+    hint: Callable[[], None]
+    library: Library
+    hosts: Hosts
+    plugins: Mapping[str, DriverPlugin]
+    addresses: Addresses
+    near: Near
+    secret_of: Callable[[str, int], str]  # key id, version -> secret
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One request: the house, the actor, and an idempotency key if the client sent one."""
+
+    house: House
+    actor: Actor
+    request_key: str | None = None
+
+    @property
+    def store(self) -> Store:
+        return self.house.store
+
+    @property
+    def now(self) -> Instant:
+        return self.house.clock.now()
+
+    def require(self, action: Action, scope: Scope, what: str = "object") -> Grant:
+        """The grant, or `NotFound`/`Forbidden`."""
+        return permit(self.actor, action, scope, what)
+
+    def work(self) -> Work:
+        return self.store.work()
+
+    async def project(self, ref: str | None) -> Project:
+        """The project an order is for: by id, by name among those the actor has, or the key's own when None."""
+        if ref is None:
+            ref = self.actor.only_project
+        if ref is None:
+            return await self._only_project()
+        if not is_id(ref, "project"):
+            return await self._named_project(ref)
+        project = await self.house.near.project(ref)
+        if project is None:
+            raise NotFound("project not found", field="project")
+        return project
+
+    async def _only_project(self) -> Project:
+        mine = [p for p in await self.visible_projects() if self.actor.role_in(Scope(p.tenant, p.id))]
+        if len(mine) == 1:
+            return mine[0]
+        raise NotFound("say which project: you are in several" if mine else "project not found", field="project")
+
+    async def _named_project(self, name: str) -> Project:
+        mine = [p for p in await self.visible_projects(name) if self.actor.role_in(Scope(p.tenant, p.id))]
+        if not mine:
+            raise NotFound("project not found", field="project")
+        if len(mine) > 1:
+            raise Conflict(f"several projects are called {name}; give the id", field="project", code="ambiguous")
+        return mine[0]
+
+    async def visible_projects(self, name: str | None = None, after: str = "", limit: int = 1000) -> list[Project]:
+        """Projects in which the actor has any role."""
+        identity = self.store.identity
+        if self.actor.only_project is not None:
+            found = await identity.project(self.actor.only_project)
+            good = found and (name is None or found.name == name) and found.id > after
+            return [found] if found and good else []
+        if self.actor.is_operator:
+            return await identity.projects(name=name, after=after, limit=limit)
+        tenants = [s for s in self.actor.roles if is_id(s, "tenant")]
+        ids = [s for s in self.actor.roles if is_id(s, "project")]
+        return await identity.projects(tenants=tenants, ids=ids, name=name, after=after, limit=limit)
+
+    async def find(self, kind: Kind, ref: str, action: Action, project: str | None = None) -> tuple[AnyResource, Grant]:
+        """A resource by id, or by name within a project, and the grant for `action` on it."""
+        what = kind.value.replace("_", " ")
+        if is_id(ref, kind.value):
+            found = await self.store.resources.get(ref)
+        else:
+            owner = await self.project(project)
+            self.require(Action.RESOURCE_VIEW, Scope(owner.tenant, owner.id), what)
+            found = await self.store.resources.named(kind, owner.id, ref)
+        if found is None or found.kind is not kind:
+            raise NotFound(f"{what} not found")
+        return found, self.require(action, Scope(found.tenant, found.project), what)
+
+    # --- orders
+
+    async def repeated(self, request: Any) -> AnyResource | None:
+        """The resource that an earlier order with this idempotency key made. Raises `Conflict` if it asked for
+        something else, `NotFound` if it is gone."""
+        if self.request_key is None:
+            return None
+        earlier = await self.store.resources.request(self.actor.member, self.request_key)
+        if earlier is None:
+            return None
+        digest, id = earlier
+        if digest != _digest(request):
+            raise Conflict("this Idempotency-Key was used for another request", field="Idempotency-Key", code="reused-key")
+        found = await self.store.resources.get(id)
+        if found is None:
+            raise NotFound("what this Idempotency-Key ordered was deleted since", field="Idempotency-Key")
+        return found
+
+    def order(self, work: Work, resource: AnyResource, request: Any, grant: Grant, *, due: bool = True) -> None:
+        """Write an order: the resource, its name, its quota, its idempotency key, its first event."""
+        what = resource.kind.value.replace("_", " ")
+        taken = Conflict(f"{what} {resource.name!r} exists already in this project", field="name", code="name-taken")
+        work.reserve(f"name:{resource.project}:{resource.kind.value}", resource.name, resource.id, grant, lambda: taken)
+        amounts = amounts_of(resource.kind, resource.spec)
+        for scope in (resource.tenant, resource.project):
+            work.charge(scope, amounts, grant)
+        work.order(resource, grant, due=self.now if due else None)
+        if self.request_key is not None:
+            work.remember(self.actor.member, self.request_key, _digest(request), resource.id, self.now, grant)
+        self.tell(work, resource, "ordered", f"ordered by {self.actor.name}")
+
+    def tell(
+        self, work: Work, resource: AnyResource, verb: str, text: str, data: Mapping[str, Any] | None = None
+    ) -> None:
+        """An event about a resource, caused by the actor."""
+        work.emit(
+            Event(
+                f"{resource.kind.value}.{verb}",
+                resource.id,
+                self.now,
+                text,
+                related=resource.provider,
+                tenant=resource.tenant,
+                project=resource.project,
+                actor=self.actor.member,
+                cause=f"generation {resource.generation}",
+                data=data or {},
+            )
+        )
+
+    async def commit(self, work: Work, wanted: Amounts | None = None) -> None:
+        """Commit and wake the engine. A quota that does not hold is explained with its numbers."""
+        try:
+            await work.commit()
+        except QuotaExceeded as error:
+            raise await self._explained(error, wanted or Amounts()) from None
+        self.house.hint()
+
+    async def commit_order(self, work: Work, resource: AnyResource, request: Any) -> AnyResource:
+        """Commit an order. Where a parallel request with the same idempotency key was first, its resource is the
+        answer."""
+        try:
+            await self.commit(work, amounts_of(resource.kind, resource.spec))
+        except (RepeatedRequest, Conflict):
+            earlier = await self.repeated(request)
+            if earlier is not None:
+                return earlier
+            raise
+        return resource
+
+    async def _explained(self, error: QuotaExceeded, wanted: Amounts) -> UsinaError:
+        scope = str(error.data.get("scope"))
+        quota = await self.store.identity.quota(scope)
+        over = excess(quota, wanted) if quota else []
+        whose = "tenant" if is_id(scope, "tenant") else "project"
+        if not over:
+            return QuotaExceeded(f"the {whose}'s quota does not allow it", data={"scope": scope})
+        parts = ", ".join(f"{measure}: {more} more than {limit - used} left of {limit}" for measure, more, used, limit in over)
+        data = {"scope": scope, "measures": [measure for measure, *_ in over]}
+        return QuotaExceeded(f"passes the {whose}'s quota: {parts}", field=_FIELD.get(over[0][0]), data=data)
+
+
+_FIELD = {"cores": "cores", "memory": "memory", "disk": "disk", "gpus": "devices"}
+
+
+def _digest(request: Any) -> str:
+    return hashlib.sha256(msgspec.json.encode(request)).hexdigest()

@@ -1,0 +1,107 @@
+"""Near: what nearly every order looks up (its project, network, image, the hosts' shapes), remembered for a second.
+
+Only a short cut for reading. Whatever rests on it is made exact by a guard in the commit: a network or image that went
+meanwhile fails the reservation, a project that went fails its quota.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from usina.core.capacity import HostState, Provider
+from usina.core.clock import Clock
+from usina.core.errors import NotFound
+from usina.core.goods import Image, may_use
+from usina.core.ids import is_id
+from usina.core.resource import Kind
+from usina.core.tenancy import Member, Project
+from usina.core.units import Instant
+from usina.store.rows import AnyResource
+from usina.store.store import Store
+
+FRESH = 1.0
+FULL = 4096
+
+Found = TypeVar("Found")
+
+
+class Near:
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store, self._clock = store, clock
+        self._memory: dict[tuple[str, ...], tuple[Instant, Any]] = {}
+
+    def forget(self) -> None:
+        """After a change by this process: read anew."""
+        self._memory.clear()
+
+    async def project(self, id: str) -> Project | None:
+        return await self._once(("project", id), lambda: self._store.identity.project(id))
+
+    async def member(self, id: str) -> Member | None:
+        return await self._once(("member", id), lambda: self._store.identity.member(id))
+
+    async def of(self, project: Project, kind: Kind, ref: str, field: str) -> AnyResource:
+        """A resource of `project` by id or name. Raises `NotFound` naming `field`."""
+
+        async def read() -> AnyResource | None:
+            if is_id(ref, kind.value):
+                return await self._store.resources.get(ref)
+            return await self._store.resources.named(kind, project.id, ref)
+
+        found = await self._once((kind.value, project.id, ref), read)
+        if found is None or found.kind is not kind or found.project != project.id or found.deleting:
+            self._memory.pop((kind.value, project.id, ref), None)
+            raise NotFound(f"{field}: {kind.value.replace('_', ' ')} not found", field=field)
+        return found
+
+    async def image(self, project: Project, ref: str) -> Image | None:
+        """An image that `project` may use, by id or name: its own first, then its tenant's, then public ones."""
+
+        async def read() -> Image | None:
+            if is_id(ref, Kind.IMAGE.value):
+                candidates = [await self._store.resources.get(ref)]
+            else:
+                candidates = list(await self._store.resources.page(Kind.IMAGE, name=ref, limit=1000))
+            mine = [one for one in candidates if one is not None and one.kind is Kind.IMAGE]
+            usable = [one for one in mine if may_use(one, project.tenant, project.id)]
+            usable.sort(key=lambda one: (one.deleting, one.project != project.id, one.tenant != project.tenant))
+            return usable[0] if usable else None
+
+        return await self._once(("image", project.id, ref), read)
+
+    async def empty_hosts(self) -> list[Provider]:
+        """Every host as if nothing were on it: what could ever fit."""
+
+        async def read() -> list[Provider]:
+            return [_emptied(host.provider) for host in await self._store.hosts.all()]
+
+        return await self._once(("hosts",), read)
+
+    async def _once(self, key: tuple[str, ...], read: Callable[[], Awaitable[Found]]) -> Found:
+        now = self._clock.now()
+        known = self._memory.get(key)
+        if known and 0 <= now - known[0] < FRESH:
+            return known[1]  # type: ignore[no-any-return]
+        found = await read()
+        if len(self._memory) > FULL:
+            self._memory.clear()
+        self._memory[key] = (now, found)
+        return found
+
+
+def _emptied(provider: Provider) -> Provider:
+    return replace(
+        provider,
+        state=HostState.ENABLED,
+        reachable=True,
+        used_cores=0,
+        used_memory=0,
+        used_disk=0,
+        taken_cpus=frozenset(),
+        taken_devices=frozenset(),
+        used_hugepages={},
+        bound_memory={},
+        cordoned_devices=frozenset(),
+    )

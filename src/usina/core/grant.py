@@ -1,0 +1,60 @@
+"""Proof of permission. Store writers demand one, so that a forgotten check is a type error.
+
+A `Grant` comes only out of `permit`, for a member's deeds. A `Lease` comes only out of the store, for the
+reconciler's. `found` is for the founding of the site, before any member exists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from usina.core.errors import Forbidden, NotFound
+from usina.core.tenancy import Action, Actor, Role, Scope, least_role
+from usina.core.units import Instant
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """`actor` may do `action` in `scope`."""
+
+    action: Action
+    scope: Scope
+    actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """`owner` alone works on `resource` until `until`."""
+
+    resource: str
+    owner: str
+    until: Instant
+
+
+Proof = Grant | Lease
+
+
+def permit(actor: Actor, action: Action, scope: Scope, what: str = "object") -> Grant:
+    """The grant for `action`, or the refusal: `NotFound` where the actor sees nothing, else `Forbidden`."""
+    role = actor.role_in(scope)
+    if role is None or (role < Role.OPERATOR and scope == Scope()):
+        raise NotFound(f"{what} not found")
+    if role < least_role(action):
+        if _sees(action, role):
+            raise Forbidden(f"a {role.word} may not do {action.value}; it takes a {least_role(action).word}")
+        raise NotFound(f"{what} not found")
+    return Grant(action, scope, actor.member)
+
+
+def _sees(action: Action, role: Role) -> bool:
+    view = _VIEW.get(action.value.split(".")[0])
+    return view is not None and role >= least_role(view)
+
+
+_VIEW = {action.value.split(".")[0]: action for action in Action if action.value.endswith(".view")}
+_VIEW |= {"machine": Action.RESOURCE_VIEW, "image": Action.RESOURCE_VIEW, "key": Action.MEMBER_VIEW}
+
+
+def found(name: str) -> Grant:
+    """The grant under which a site is founded: first operator, first tenant. Used once, by the server."""
+    return Grant(Action.TENANT_CREATE, Scope(), name)

@@ -1,0 +1,80 @@
+"""Addresses of a project's networks: subnets cut from a pool, addresses cut from a subnet, MACs derived."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from collections.abc import Collection, Iterator
+
+from usina.core.errors import Invalid
+
+POOL = "10.64.0.0/12"
+"""Where networks without a range of their own are cut from, a /24 each (4,096 of them)."""
+
+
+def gateway_of(cidr: str) -> str:
+    """The first address of the range: the host's side, DHCP and DNS."""
+    return str(ipaddress.IPv4Network(cidr)[1])
+
+
+def parse_range(cidr: str, field: str = "cidr") -> str:
+    """A private IPv4 range of /16 to /29, normalised. Raises `Invalid` naming `field`."""
+    try:
+        network = ipaddress.IPv4Network(cidr)
+    except ValueError:
+        raise Invalid(f"{field}: {cidr!r} is not an IPv4 range such as 10.80.1.0/24", field=field) from None
+    private = any(network.subnet_of(ipaddress.IPv4Network(p)) for p in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))
+    if not private or not 16 <= network.prefixlen <= 29:
+        raise Invalid(f"{field}: must be a private range of /16 to /29", field=field)
+    return str(network)
+
+
+def parse_remote(cidr: str, field: str = "remote") -> str:
+    """Any IPv4 range, normalised. Raises `Invalid` naming `field`."""
+    try:
+        return str(ipaddress.IPv4Network(cidr))
+    except ValueError:
+        raise Invalid(f"{field}: {cidr!r} is not an IPv4 range such as 0.0.0.0/0", field=field) from None
+
+
+def free_range(taken: Collection[str], seed: str) -> str | None:
+    """A /24 of the pool that overlaps none of `taken`; where the search begins depends on `seed`, so that parallel
+    orders seldom collide."""
+    pool = ipaddress.IPv4Network(POOL)
+    used = [ipaddress.IPv4Network(one) for one in taken]
+    exact = {str(one) for one in used if one.prefixlen == 24}
+    wide = [one for one in used if one.prefixlen != 24]
+    count = 1 << (24 - pool.prefixlen)
+    start = _number(seed) % count
+    for step in range(count):
+        base = int(pool.network_address) + ((start + step) % count << 8)
+        candidate = ipaddress.IPv4Network((base, 24))
+        if str(candidate) not in exact and not any(candidate.overlaps(one) for one in wide):
+            return str(candidate)
+    return None
+
+
+def overlaps(cidr: str, taken: Collection[str]) -> str | None:
+    """The first of `taken` that overlaps `cidr`."""
+    network = ipaddress.IPv4Network(cidr)
+    return next((one for one in taken if network.overlaps(ipaddress.IPv4Network(one))), None)
+
+
+def candidates(cidr: str, seed: str) -> Iterator[str]:
+    """Every address a guest may have, once; the order depends on `seed`, so that parallel orders seldom collide."""
+    network = ipaddress.IPv4Network(cidr)
+    count = network.num_addresses - 3  # network, gateway, broadcast
+    start = _number(seed) % count
+    first = int(network.network_address) + 2
+    for step in range(count):
+        yield str(ipaddress.IPv4Address(first + (start + step) % count))
+
+
+def mac_of(machine: str, number: int) -> str:
+    """A locally administered unicast MAC with 40 derived bits, so that asking again gives the same."""
+    digest = hashlib.sha256(f"{machine}/{number}".encode()).digest()
+    return "06:" + ":".join(f"{byte:02x}" for byte in digest[:5])
+
+
+def _number(seed: str) -> int:
+    return int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big")

@@ -1,0 +1,35 @@
+"""What each wish counts against a quota. The one place that says so, so that giving back equals taking."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from usina.core.capacity import DeviceKind
+from usina.core.goods import VolumeSpec
+from usina.core.machine import MachineSpec
+from usina.core.resource import Kind
+from usina.core.tenancy import MEASURES, Amounts, Quota
+
+
+def amounts_of(kind: Kind, spec: Any) -> Amounts:
+    """What a resource of `kind` with `spec` counts."""
+    match spec:
+        case MachineSpec():
+            gpus = sum(d.count for d in spec.devices if d.kind in (DeviceKind.GPU, DeviceKind.MDEV))
+            return Amounts(
+                machines=1, cores=spec.cores, memory=spec.memory, disk=spec.disk, gpus=gpus
+            )
+        case VolumeSpec(size=size):
+            return Amounts(disk=size)
+        case _:
+            return Amounts(addresses=1) if kind is Kind.FORWARD else Amounts()
+
+
+def excess(quota: Quota, wanted: Amounts) -> list[tuple[str, int, int, int]]:
+    """What does not fit: (measure, wanted, used, limit)."""
+    found = []
+    for measure in MEASURES:
+        limit, used, more = quota.limits.get(measure), getattr(quota.used, measure), getattr(wanted, measure)
+        if more > 0 and limit is not None and used + more > limit:
+            found.append((measure, more, used, limit))
+    return found

@@ -1,0 +1,3 @@
+from usina.ports.driver import Check
+async def diagnose() -> list[Check]:
+    return []

@@ -1,0 +1,209 @@
+"""Domains: finding ours, reading them, and the verbs that take no waiting. Blocking.
+
+A domain is named by its handle. It is ours when its UUID is the one that factory and handle give (`names`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Final
+from xml.etree.ElementTree import Element
+
+import libvirt
+
+from usina.core.machine import Absent, Power, Present, Seen
+from usina.core.units import KiB
+from usina.drivers.libvirt import metadata, names
+from usina.drivers.libvirt.faults import is_missing
+from usina.drivers.libvirt.xml import USINA, parse
+from usina.ports.driver import DriverError
+
+_OFF: Final = {libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED}
+_PAUSED: Final = {libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PMSUSPENDED}
+_PASSING_PAUSES: Final = {  # libvirt's own, over in a moment
+    libvirt.VIR_DOMAIN_PAUSED_STARTING_UP,
+    libvirt.VIR_DOMAIN_PAUSED_SNAPSHOT,
+    libvirt.VIR_DOMAIN_PAUSED_MIGRATION,
+    libvirt.VIR_DOMAIN_PAUSED_FROM_SNAPSHOT,
+}
+_DIED: Final = {libvirt.VIR_DOMAIN_SHUTOFF_CRASHED, libvirt.VIR_DOMAIN_SHUTOFF_FAILED}
+_UNDEFINE: Final = (
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+)
+
+
+class Guests:
+    """The domains of one factory, seen through one connection."""
+
+    def __init__(self, conn: libvirt.virConnect, factory: str) -> None:
+        self._conn = conn
+        self._factory = factory
+
+    def find(self, handle: str) -> libvirt.virDomain | None:
+        try:
+            return self._conn.lookupByUUIDString(names.guest_uuid(self._factory, handle))
+        except libvirt.libvirtError as error:
+            if is_missing(error):
+                return None
+            raise
+
+    def need(self, handle: str) -> libvirt.virDomain:
+        domain = self.find(handle)
+        if domain is None:
+            raise DriverError("the guest is not on this host")
+        return domain
+
+    def all(self) -> Iterator[libvirt.virDomain]:
+        for domain in self._conn.listAllDomains():
+            if domain.UUIDString() == names.guest_uuid(self._factory, domain.name()):
+                yield domain
+
+    def observe(self, handle: str) -> Seen:
+        domain = self.find(handle)
+        return Absent() if domain is None else see(domain)
+
+    def survey(self) -> dict[str, Present]:
+        seen: dict[str, Present] = {}
+        for domain in self.all():
+            with suppress_missing():  # removed since it was listed
+                seen[domain.name()] = see(domain)
+        return seen
+
+    # --- power
+
+    def start(self, handle: str) -> None:
+        domain = self.need(handle)
+        if not domain.isActive():
+            domain.create()
+
+    def ask_to_power_off(self, handle: str) -> bool:
+        """Press the power button. False when the guest is off already."""
+        domain = self.find(handle)
+        if domain is None or not domain.isActive():
+            return False
+        if domain.state()[0] in _PAUSED:
+            domain.resume()  # a paused guest hears nothing
+        domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+        return True
+
+    def is_off(self, handle: str) -> bool:
+        domain = self.find(handle)
+        return domain is None or not domain.isActive()
+
+    def pull_plug(self, handle: str) -> None:
+        domain = self.find(handle)
+        if domain is not None:
+            pull_plug(domain)
+
+    def suspend(self, handle: str) -> None:
+        domain = self.need(handle)
+        if domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
+            domain.suspend()
+
+    def resume(self, handle: str) -> None:
+        domain = self.need(handle)
+        match domain.state()[0]:
+            case libvirt.VIR_DOMAIN_PAUSED:
+                domain.resume()
+            case libvirt.VIR_DOMAIN_PMSUSPENDED:
+                domain.pMWakeup()
+
+    def undefine(self, handle: str) -> None:
+        domain = self.find(handle)
+        if domain is not None:
+            pull_plug(domain)
+            with suppress_missing():
+                domain.undefineFlags(_UNDEFINE)
+
+    # --- marks
+
+    def marks(self, handle: str) -> dict[str, int]:
+        domain = self.find(handle)
+        return {} if domain is None else metadata.read_marks(parse(config_xml(domain)))
+
+    def mark(self, handle: str, **marks: int) -> None:
+        """Write marks into the guest's definition, and into the running guest."""
+        domain = self.need(handle)
+        text = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, USINA, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+        for name, token in marks.items():
+            text = metadata.with_mark(text, name, token)
+        domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, text, metadata.KEY, USINA, everywhere(domain))
+
+
+class suppress_missing(suppress):  # noqa: N801 - reads as the context manager it is
+    """Let pass that something is not there (any more)."""
+
+    def __init__(self) -> None:
+        super().__init__(libvirt.libvirtError)
+
+    def __exit__(self, kind, error, trace):  # type: ignore[no-untyped-def]
+        return isinstance(error, libvirt.libvirtError) and is_missing(error)
+
+
+def pull_plug(domain: libvirt.virDomain) -> None:
+    try:
+        if domain.isActive():
+            domain.destroy()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID and not is_missing(error):
+            raise  # those two: it went off by itself just now
+
+
+def config_xml(domain: libvirt.virDomain) -> str:
+    """The definition that the next start uses."""
+    return str(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+
+
+def everywhere(domain: libvirt.virDomain) -> int:
+    """The flags to change the definition and, when it runs, the running guest."""
+    live = libvirt.VIR_DOMAIN_AFFECT_LIVE if domain.isActive() else 0
+    return int(libvirt.VIR_DOMAIN_AFFECT_CONFIG | live)
+
+
+def see(domain: libvirt.virDomain) -> Present:
+    state, reason = domain.state()
+    tree = parse(domain.XMLDesc())
+    return Present(
+        power=power_of(state, reason),
+        cores=int(tree.findtext("vcpu", "0")),
+        memory=int(tree.findtext("memory", "0")) * KiB,
+        volumes=frozenset(attached_volumes(tree)),
+        macs=frozenset(attached_macs(tree)),
+        snapshots=frozenset(domain.snapshotListNames()),
+        marks=metadata.read_marks(tree),
+        crashed=state == libvirt.VIR_DOMAIN_CRASHED or (state == libvirt.VIR_DOMAIN_SHUTOFF and reason in _DIED),
+        accelerator="kvm" if tree.get("type") == "kvm" else "tcg",
+    )
+
+
+def power_of(state: int, reason: int) -> Power:
+    if state in _OFF:
+        return Power.OFF
+    if state in _PAUSED and reason not in _PASSING_PAUSES:
+        return Power.SUSPENDED
+    return Power.ON
+
+
+def attached_volumes(domain: Element) -> dict[str, Element]:
+    """Volume handle → its disk element."""
+    found = {}
+    for disk in domain.iterfind("devices/disk"):
+        source = disk.find("source")
+        handle = names.volume_handle(source.get("file", "")) if source is not None else None
+        if handle:
+            found[handle] = disk
+    return found
+
+
+def attached_macs(domain: Element) -> dict[str, Element]:
+    """MAC address → its interface element."""
+    found = {}
+    for interface in domain.iterfind("devices/interface"):
+        mac = interface.find("mac")
+        if mac is not None:
+            found[mac.get("address", "")] = interface
+    return found

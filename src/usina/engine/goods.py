@@ -1,0 +1,87 @@
+"""The hands for volumes, networks, security groups and forwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from usina.core import goods
+from usina.core.lifecycle import Apply, Decision, Remove, Step
+from usina.core.machine import MachineSpec, VolumePlan
+from usina.core.resource import Kind
+from usina.core.units import Instant
+from usina.engine.fleet import Fleet
+from usina.engine.hand import Held, Report
+from usina.engine.plans import Plans
+from usina.store.rows import AnyResource
+from usina.store.store import Store
+
+
+class GoodsHand:
+    """What the kinds without a power switch share: nothing to look at, one rule to decide by."""
+
+    def __init__(self, store: Store, fleet: Fleet, plans: Plans) -> None:
+        self._store, self._fleet, self._plans = store, fleet, plans
+
+    async def look(self, resource: AnyResource, held: Held) -> None:
+        return None
+
+    def decide(self, resource: AnyResource, held: Held, seen: None, now: Instant) -> Decision:
+        return goods.decide(resource, held.claim, now)
+
+    def presences(self, resource: AnyResource) -> tuple[str, ...]:
+        return ()
+
+    def status(self, resource: AnyResource, seen: None) -> Any:
+        return resource.status
+
+    async def do(self, step: Step, resource: AnyResource, held: Held, report: Report) -> None:
+        if isinstance(step, Apply):
+            await self.apply(resource, held, report)
+        elif isinstance(step, Remove):
+            self._plans.forget(resource.id)
+            await self.remove(resource, held)
+
+    async def apply(self, resource: AnyResource, held: Held, report: Report) -> None:
+        """Bring it to its wish; by default a wish needs no deed until something uses it."""
+
+    async def remove(self, resource: AnyResource, held: Held) -> None:
+        """Take it off every provider it is on; by default it is on none."""
+
+
+class VolumeHand(GoodsHand):
+    async def apply(self, volume: goods.Volume, held: Held, report: Report) -> None:
+        if held.claim:
+            driver = await self._fleet.driver(held.claim.provider)
+            await driver.ensure_volume(VolumePlan(volume.id, volume.spec.size))
+
+    async def remove(self, volume: goods.Volume, held: Held) -> None:
+        if held.claim:
+            driver = await self._fleet.driver(held.claim.provider)
+            await driver.remove_volume(volume.id)
+
+
+class NetworkHand(GoodsHand):
+    """A network comes to a host with the first machine that needs it there, and leaves all hosts when deleted."""
+
+    async def remove(self, network: goods.Network, held: Held) -> None:
+        for claim in held.everywhere:
+            driver = await self._fleet.driver(claim.provider)
+            await driver.remove_network(network.id)
+
+
+class SecurityGroupHand(GoodsHand):
+    """A changed group is applied to every interface that uses it."""
+
+    async def apply(self, group: goods.SecurityGroup, held: Held, report: Report) -> None:
+        self._plans.forget(group.id)
+        users = set((await self._store.resources.users_of(group.id)).values())
+        for machine in (await self._store.resources.get_many(users)).values():
+            if machine.kind is Kind.MACHINE and machine.provider and not machine.deleting:
+                await self._apply_to(machine, group.id)
+
+    async def _apply_to(self, machine: AnyResource, group: str) -> None:
+        spec: MachineSpec = machine.spec
+        driver = await self._fleet.driver(machine.provider or "")
+        for card in spec.interfaces:
+            if group in card.security_groups:
+                await driver.set_rules(machine.id, card.mac, await self._plans.rules(card.security_groups))

@@ -1,0 +1,347 @@
+"""The reconciler: lease what is due, look, decide, take one step at a time, record what was seen.
+
+Every deed is idempotent on a handle chosen beforehand and every record is guarded by the lease, so this process may
+die anywhere: whoever leases the row next looks again and goes on from what is really there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import structlog
+
+from usina.core.clock import Clock
+from usina.core.errors import Stale, Unavailable
+from usina.core.event import Event
+from usina.core.grant import Lease
+from usina.core.lifecycle import Answer, Apply, Decision, Forget, Place, Step, pause
+from usina.core.machine_decide import LOOK_AGAIN
+from usina.core.quota import amounts_of
+from usina.core.resource import Kind, Phase, with_condition
+from usina.core.units import Instant
+from usina.engine.faults import fault
+from usina.engine.hand import Hand, Held
+from usina.engine.placer import Placer
+from usina.engine.plans import NotReadyYet
+from usina.placement import Refusal
+from usina.ports.driver import DriverError, HostUnreachable
+from usina.store.leases import TTL, Leased, Leases
+from usina.store.rows import AnyResource
+from usina.store.store import Store
+from usina.store.work import LeaseLost, Work
+
+log = structlog.get_logger()
+
+ROUNDS = 24  # looks per lease; a resource that needs more is leased again
+PARALLEL = 256
+POLL = 0.5  # seconds between sweeps for what no hint announced
+SLOW = 0.5  # seconds after which a step is told at once
+GIVE_UP = 8  # failed tries before a wish is called failed (never for deletions)
+
+
+@dataclass(slots=True)
+class Job:
+    """One leased resource and how it stands in memory."""
+
+    resource: AnyResource
+    held: Held
+    lease: Lease
+    before: Phase
+    told: list[Event] = field(default_factory=list)  # steps done, not yet written
+
+
+class Reconciler:
+    """One per control plane. `run` it; `hint` wakes it at once."""
+
+    def __init__(
+        self, store: Store, leases: Leases, clock: Clock, placer: Placer, hands: Mapping[Kind, Hand]
+    ) -> None:
+        self._store, self._leases, self._clock = store, leases, clock
+        self._placer, self._hands = placer, hands
+        self._hint = asyncio.Event()
+        self._running: set[asyncio.Task[None]] = set()
+
+    def hint(self) -> None:
+        """Something may be due. Carries no meaning; forgetting to call it costs at most one poll."""
+        self._hint.set()
+
+    async def wake(self, ids: list[str]) -> None:
+        """Make resources due now."""
+        await self._leases.wake(ids, self._clock.now())
+        self.hint()
+
+    async def run(self) -> None:
+        """Work until cancelled; then let what is under way finish its step and return the leases."""
+        renewing = asyncio.create_task(self._renew_forever(), name="renew leases")
+        try:
+            while True:
+                await self._sweep()
+        finally:
+            renewing.cancel()
+            for task in self._running:
+                task.cancel()
+            await asyncio.gather(*self._running, return_exceptions=True)
+            await asyncio.shield(self._leases.let_go())
+
+    async def _sweep(self) -> None:
+        self._hint.clear()
+        room = PARALLEL - len(self._running)
+        leased = await self._take(room) if room > 0 else []
+        for one in leased:
+            task = asyncio.create_task(self._guarded(one), name=one.resource.id)
+            self._running.add(task)
+            task.add_done_callback(self._finished)
+        if not leased:
+            try:
+                async with asyncio.timeout(POLL):
+                    await self._hint.wait()
+            except TimeoutError:
+                return
+
+    async def _take(self, room: int) -> list[Leased]:
+        try:
+            return await self._leases.take(self._clock.now(), room)
+        except Exception:
+            log.exception("the database does not answer; trying again")
+            await asyncio.sleep(POLL)
+            return []
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        was_full = len(self._running) >= PARALLEL
+        self._running.discard(task)
+        if was_full or not self._running:
+            self._hint.set()
+
+    async def _renew_forever(self) -> None:
+        while True:
+            await asyncio.sleep(TTL / 3)
+            if self._running:
+                try:
+                    await self._leases.renew(self._clock.now())
+                except Exception:
+                    log.exception("leases were not renewed")
+
+    # --- one resource
+
+    async def _guarded(self, leased: Leased) -> None:
+        """Nothing that goes wrong with one resource may hurt another."""
+        capacity = next((c for c in leased.claims if c.cores or c.memory or c.disk), None)
+        if capacity is None and leased.resource.provider:
+            capacity = next((c for c in leased.claims if c.provider == leased.resource.provider), None)
+        job = Job(leased.resource, Held(capacity, leased.claims), leased.lease, leased.resource.phase)
+        try:
+            await self._reconcile(job)
+        except LeaseLost:
+            log.info("lease lost", resource=job.resource.id)
+        except HostUnreachable as error:
+            answer = Answer("Reachable", False, "host-unreachable", error.public)
+            phase = job.resource.phase if job.resource.deleting else Phase.UNREACHABLE
+            await self._record(job, Decision(phase, due=self._now() + LOOK_AGAIN, answers=(answer,)))
+        except NotReadyYet as error:
+            answer = Answer("Working", True, "waiting", error.public)
+            await self._record(job, Decision(job.resource.phase, due=self._now() + 1, answers=(answer,)))
+        except DriverError as error:
+            log.warning("step failed", resource=job.resource.id, error=error.public, detail=error.detail)
+            await self._failed(job, error.public, lasting=error.lasting)
+        except (Stale, Unavailable) as error:
+            await self._failed(job, error.message, lasting=False)
+        except Exception as error:
+            log.exception("reconciling failed", resource=job.resource.id)
+            await self._failed(job, f"an internal error ({type(error).__name__})", lasting=False)
+
+    async def _reconcile(self, job: Job) -> None:
+        hand = self._hands[job.resource.kind]
+        for _ in range(ROUNDS):
+            seen = await hand.look(job.resource, job.held)
+            decision = hand.decide(job.resource, job.held, seen, self._now())
+            if not decision.steps:
+                job.resource = replace(job.resource, status=hand.status(job.resource, seen))
+                await self._record(job, decision)
+                return
+            await self._show(job, decision.phase)
+            for step in decision.steps:
+                if not await self._take_step(job, hand, step):
+                    return
+        await self._record(job, Decision(job.resource.phase, due=self._now() + 1))
+
+    async def _take_step(self, job: Job, hand: Hand, step: Step) -> bool:
+        """Take one step; False when the lease has ended with it."""
+        if isinstance(step, Forget):
+            fault("before:Forget")
+            await self._forget(job)
+            return False
+        if isinstance(step, Place):
+            return await self._place(job, hand, step)
+        word = type(step).__name__
+        started = time.monotonic()
+
+        async def report(status: Any) -> None:
+            job.resource = replace(job.resource, status=status, updated_at=self._now())
+            work = self._store.work()
+            work.observe(job.resource, job.lease, due=self._now(), keep=True)
+            await work.commit()
+
+        fault(f"before:{word}")
+        await hand.do(step, job.resource, job.held, report)
+        fault(f"after:{word}")
+        if isinstance(step, Apply):  # what is applied is what was wished; there is nothing else to look at
+            job.resource = replace(job.resource, observed=job.resource.generation)
+        took = round(time.monotonic() - started, 3)
+        job.told.append(self._event(job, "step", _told(step), {"step": word, "seconds": took}))
+        if took > SLOW:
+            await self._tell(job)
+        return True
+
+    async def _tell(self, job: Job) -> None:
+        """Write the steps told so far; quick ones wait for the next record of their resource."""
+        work = self._store.work()
+        self._add_told(job, work)
+        await work.commit()
+
+    @staticmethod
+    def _add_told(job: Job, work: Work) -> None:
+        for event in job.told:
+            work.emit(event)
+        job.told.clear()
+
+    async def _place(self, job: Job, hand: Hand, step: Place) -> bool:
+        presences = hand.presences(job.resource)
+        fault("before:Place")
+        answer = await self._placer.claim(job.resource, step.needs, job.held.claim, presences, job.lease)
+        fault("after:Place")
+        if isinstance(answer, Refusal):
+            await self._refused(job, answer)
+            return False
+        job.resource, claim = answer
+        job.held = Held(claim, (claim,))
+        return True
+
+    async def _show(self, job: Job, phase: Phase) -> None:
+        """Let people see the phase while its steps are under way."""
+        if phase is job.resource.phase:
+            return
+        job.resource = replace(job.resource, phase=phase, updated_at=self._now())
+        work = self._store.work()
+        self._add_told(job, work)
+        work.observe(job.resource, job.lease, due=self._now(), keep=True)
+        work.emit(self._event(job, phase.value, f"is {phase.value}"))
+        job.before = phase
+        await work.commit()
+
+    # --- records
+
+    async def _record(self, job: Job, decision: Decision) -> None:
+        """The end of a look: phase, conditions, when to look again; the lease is returned."""
+        now = self._now()
+        resource = job.resource
+        conditions = resource.conditions
+        for answer in decision.answers:
+            conditions = with_condition(conditions, answer.kind, answer.ok, answer.reason, answer.message, now)
+        if decision.settled:
+            conditions = with_condition(conditions, "Working", True, "settled", "", now)
+        work = self._store.work()
+        self._add_told(job, work)
+        job.resource = replace(
+            resource,
+            phase=decision.phase,
+            conditions=conditions,
+            observed=resource.generation if decision.settled else resource.observed,
+            attempts=0 if decision.settled else resource.attempts,
+            updated_at=now,
+        )
+        work.observe(job.resource, job.lease, due=decision.due)
+        if decision.phase is not job.before:
+            bad = next((a.message for a in decision.answers if not a.ok and a.message), "")
+            text = f"is {decision.phase.value}" + (f": {bad}" if bad else "")
+            work.emit(self._event(job, decision.phase.value, text))
+        fault("before:Record")
+        await self._commit(work)
+        fault("after:Record")
+
+    async def _refused(self, job: Job, refusal: Refusal) -> None:
+        now = self._now()
+        resource = job.resource
+        message = refusal.message
+        told = next((c for c in resource.conditions if c.kind == "Placed"), None)
+        work = self._store.work()
+        attempts = resource.attempts + 1
+        growing = job.held.claim is not None  # a resize that does not fit: it stays what it is
+        job.resource = replace(
+            resource,
+            attempts=attempts,
+            conditions=with_condition(resource.conditions, "Placed", False, "no-room", message, now),
+            updated_at=now,
+        )
+        work.observe(job.resource, job.lease, due=now + min(30.0, pause(attempts)))
+        if told is None or told.message != message:
+            what = "cannot grow" if growing else "cannot be placed"
+            work.emit(self._event(job, "refused", f"{what}: {message}", {"reasons": dict(refusal.reasons)}))
+        await self._commit(work)
+
+    async def _failed(self, job: Job, message: str, *, lasting: bool) -> None:
+        now = self._now()
+        resource = job.resource
+        attempts = resource.attempts + 1
+        over = (lasting or attempts >= GIVE_UP) and not resource.deleting
+        job.resource = replace(
+            resource,
+            attempts=attempts,
+            phase=Phase.FAILED if over else resource.phase,
+            observed=resource.generation if over else resource.observed,
+            conditions=with_condition(resource.conditions, "Working", False, "step-failed", message, now),
+            updated_at=now,
+        )
+        work = self._store.work()
+        self._add_told(job, work)
+        work.observe(job.resource, job.lease, due=None if over else now + pause(attempts))
+        tail = "gave up" if over else f"next try in {pause(attempts):.0f} s"
+        work.emit(self._event(job, "failed", f"{message} ({tail})", {"attempt": attempts}))
+        await self._commit(work)
+
+    async def _forget(self, job: Job) -> None:
+        resource = job.resource
+        work = self._store.work()
+        self._add_told(job, work)
+        work.forget(resource, job.lease)
+        work.drop_claims(resource.id, list(job.held.everywhere), job.lease)
+        amounts = amounts_of(resource.kind, resource.spec)
+        for scope in (resource.tenant, resource.project):
+            work.charge(scope, amounts.negative(), job.lease)
+        work.emit(self._event(job, "deleted", "is gone; everything it held is free"))
+        await self._commit(work)
+        fault("after:Forget")
+        self.hint()
+
+    async def _commit(self, work: Work) -> None:
+        try:
+            await work.commit()
+        except LeaseLost:
+            log.info("lease lost at the record")
+
+    def _event(self, job: Job, verb: str, text: str, data: Mapping[str, Any] | None = None) -> Event:
+        resource = job.resource
+        return Event(
+            f"{resource.kind.value}.{verb}",
+            resource.id,
+            self._now(),
+            text,
+            related=resource.provider,
+            tenant=resource.tenant,
+            project=resource.project,
+            actor="engine",
+            cause=f"generation {resource.generation}",
+            data=data or {},
+        )
+
+    def _now(self) -> Instant:
+        return self._clock.now()
+
+
+def _told(step: Step) -> str:
+    """A step in the words of a story: ``Start``, ``AttachVolume vol-…``."""
+    parts = [str(getattr(step, name)) for name in step.__dataclass_fields__ if name not in ("grace", "token")]
+    return " ".join([type(step).__name__, *parts])

@@ -1,0 +1,59 @@
+"""Reading the outbox: stories of one object, and the stream of all that a reader may see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Select, func, or_, select
+
+from usina.core.event import Event
+from usina.store import rows
+from usina.store.database import Database
+from usina.store.tables import events
+
+
+class Events:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def story(self, subject: str, after: int = 0, limit: int = 1000) -> list[Event]:
+        """Everything that happened to one object, in order."""
+        query = select(events).where(or_(events.c.subject == subject, events.c.related == subject))
+        return await self._read(query.where(events.c.seq > after).order_by(events.c.seq).limit(limit))
+
+    async def since(
+        self,
+        after: int,
+        *,
+        projects: list[str] | None = None,
+        tenants: list[str] | None = None,
+        subject: str | None = None,
+        kind: str | None = None,
+        limit: int = 500,
+    ) -> list[Event]:
+        """Events past `after`, in order of commit. `projects` and `tenants` None: of the whole site.
+
+        An event of a project is seen through the project, one of a tenant without a project through the tenant.
+        """
+        query = select(events).where(events.c.seq > after)
+        if projects is not None or tenants is not None:
+            query = query.where(
+                or_(
+                    events.c.project.in_(projects or []),
+                    (events.c.project.is_(None)) & events.c.tenant.in_(tenants or []),
+                )
+            )
+        if subject is not None:
+            query = query.where(or_(events.c.subject == subject, events.c.related == subject))
+        if kind is not None:
+            query = query.where(events.c.kind == kind)
+        return await self._read(query.order_by(events.c.seq).limit(limit))
+
+    async def last(self) -> int:
+        """The newest sequence number; 0 when nothing has happened yet."""
+        async with self._database.read() as connection:
+            return int((await connection.execute(select(func.coalesce(func.max(events.c.seq), 0)))).scalar_one())
+
+    async def _read(self, query: Select[Any]) -> list[Event]:
+        async with self._database.read() as connection:
+            return [rows.event(row) for row in await connection.execute(query)]

@@ -1,0 +1,150 @@
+"""Hosts as providers: rows, snapshots for placement, and their writers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from sqlalchemy import bindparam, delete, insert, select, update
+
+from usina.core.capacity import Claim, HostState, Inventory, Provider
+from usina.core.errors import Conflict
+from usina.core.grant import Grant
+from usina.core.units import Instant
+from usina.store import rows
+from usina.store.database import Database
+from usina.store.tables import claims, providers
+from usina.store.work import CHANGE, TAKE, Work, missing
+
+_b = bindparam
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A host row: how to reach it, and the provider it is."""
+
+    provider: Provider
+    created_at: Instant
+    options: Mapping[str, Any] = field(default_factory=dict)
+    message: str = ""
+
+    @property
+    def id(self) -> str:
+        return self.provider.id
+
+    @property
+    def name(self) -> str:
+        return self.provider.name
+
+
+_ADD = insert(providers)
+_STATE = (
+    update(providers)
+    .where(providers.c.id == _b("b_id"))
+    .values(state=_b("b_state"), generation=providers.c.generation + 1)
+)
+_DEVICES = (
+    update(providers)
+    .where(providers.c.id == _b("b_id"))
+    .values(cordoned_devices=_b("b_devices"), generation=providers.c.generation + 1)
+)
+_SEEN = (
+    update(providers)
+    .where(providers.c.id == _b("b_id"))
+    .values(reachable=_b("b_reachable"), message=_b("b_message"), seen_at=_b("b_at"))
+)
+_INVENTORY = (
+    update(providers)
+    .where(providers.c.id == _b("b_id"))
+    .values(inventory=_b("b_inventory"), seen_at=_b("b_at"), generation=providers.c.generation + 1)
+)
+_DROP = delete(providers).where(
+    providers.c.id == _b("b_id"), ~select(claims.c.resource).where(claims.c.provider == _b("b_id")).exists()
+)
+
+
+class Hosts:
+    """Reads."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def all(self) -> list[Host]:
+        """Every host with what is held on it, from one consistent read."""
+        held: dict[str, list[Claim]] = {}
+        async with self._database.read() as connection:
+            found = list(await connection.execute(select(providers).order_by(providers.c.id)))
+            # The totals are in the row; only claims that name CPUs, nodes or devices say more. Read after the rows:
+            # a claim that slipped in between belongs to a newer generation, and the compare-and-set will notice.
+            for row in await connection.execute(select(claims).where(claims.c.particular)):
+                held.setdefault(row.provider, []).append(rows.claim(row))
+        return [_host(row, held.get(row.id, [])) for row in found]
+
+    async def get(self, ref: str) -> Host | None:
+        """By id or name."""
+        query = select(providers).where((providers.c.id == ref) | (providers.c.name == ref))
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).first()
+            if row is None:
+                return None
+            held = await connection.execute(select(claims).where(claims.c.provider == row.id))
+            return _host(row, [rows.claim(one) for one in held])
+
+    async def claims_on(self, provider: str) -> dict[str, Claim]:
+        """Resource id → what it holds there."""
+        async with self._database.read() as connection:
+            found = await connection.execute(select(claims).where(claims.c.provider == provider))
+            return {row.resource: rows.claim(row) for row in found}
+
+
+def _host(row: Any, held: list[Claim]) -> Host:
+    return Host(rows.provider(row, held), row.created_at, msgspec.json.decode(row.options), row.message)
+
+
+def add(work: Work, host: Host, grant: Grant) -> None:
+    provider = host.provider
+    row = {
+        "id": provider.id,
+        "name": provider.name,
+        "driver": provider.driver,
+        "options": rows.encode(host.options),
+        "state": provider.state.value,
+        "generation": provider.generation,
+        "inventory": rows.encode(provider.inventory),
+        "cordoned_devices": b"[]",
+        "cpu_ratio": provider.cpu_ratio,
+        "used_cores": 0,
+        "used_memory": 0,
+        "used_disk": 0,
+        "reachable": provider.reachable,
+        "message": host.message,
+        "seen_at": provider.seen_at,
+        "created_at": host.created_at,
+    }
+    work.write(TAKE, _ADD, row, 1, lambda: Conflict(f"host {provider.name!r} exists already", field="name", code="name-taken"))
+
+
+def set_state(work: Work, host: str, state: HostState, grant: Grant) -> None:
+    work.write(CHANGE, _STATE, {"b_id": host, "b_state": state.value}, 1, missing("host"))
+
+
+def set_cordoned_devices(work: Work, host: str, devices: frozenset[str], grant: Grant) -> None:
+    work.write(CHANGE, _DEVICES, {"b_id": host, "b_devices": rows.encode(sorted(devices))}, 1, missing("host"))
+
+
+def drop(work: Work, host: Host, grant: Grant) -> None:
+    failure = Conflict(f"host {host.name} still holds claims; drain it first", code="in-use")
+    work.write(CHANGE, _DROP, {"b_id": host.id}, 1, lambda: failure)
+
+
+def seen(work: Work, host: str, *, reachable: bool, message: str, at: Instant) -> None:
+    """Whether the host answered; a sight of the engine, so it needs no grant."""
+    values = {"b_id": host, "b_reachable": reachable, "b_message": message, "b_at": at}
+    work.write(CHANGE, _SEEN, values)
+
+
+def stock(work: Work, host: str, inventory: Inventory, at: Instant) -> None:
+    """What the host has, newly counted."""
+    work.write(CHANGE, _INVENTORY, {"b_id": host, "b_inventory": rows.encode(inventory), "b_at": at})

@@ -1,0 +1,111 @@
+"""Reading resources: one, a page, what uses what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import Select, bindparam, func, select
+
+from usina.core.capacity import Claim
+from usina.core.resource import Kind, Phase
+from usina.store import rows
+from usina.store.database import Database
+from usina.store.tables import claims, requests, reservations, resources
+
+_ONE = select(resources).where(resources.c.id == bindparam("b_id"))
+
+
+class Resources:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get(self, id: str) -> rows.AnyResource | None:
+        async with self._database.read() as connection:
+            row = (await connection.execute(_ONE, {"b_id": id})).first()
+        return rows.resource(row) if row else None
+
+    async def get_many(self, ids: Iterable[str]) -> dict[str, rows.AnyResource]:
+        wanted = list(ids)
+        if not wanted:
+            return {}
+        async with self._database.read() as connection:
+            found = await connection.execute(select(resources).where(resources.c.id.in_(wanted)))
+            return {row.id: rows.resource(row) for row in found}
+
+    async def named(self, kind: Kind, project: str, name: str) -> rows.AnyResource | None:
+        query = select(resources).where(
+            resources.c.project == project, resources.c.kind == kind.value, resources.c.name == name
+        )
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).first()
+        return rows.resource(row) if row else None
+
+    async def page(
+        self,
+        kind: Kind,
+        *,
+        projects: list[str] | None = None,
+        tenant: str | None = None,
+        after: str = "",
+        limit: int = 100,
+        phase: Phase | None = None,
+        name: str | None = None,
+        provider: str | None = None,
+    ) -> list[rows.AnyResource]:
+        """Up to `limit` resources of `kind` in order of id, past `after`. `projects` None means every project."""
+        query: Select[Any] = select(resources).where(resources.c.kind == kind.value, resources.c.id > after)
+        if projects is not None:
+            query = query.where(resources.c.project.in_(projects))
+        if tenant is not None:
+            query = query.where(resources.c.tenant == tenant)
+        if phase is not None:
+            query = query.where(resources.c.phase == phase.value)
+        if name is not None:
+            query = query.where(resources.c.name == name)
+        if provider is not None:
+            query = query.where(resources.c.provider == provider)
+        async with self._database.read() as connection:
+            found = await connection.execute(query.order_by(resources.c.id).limit(limit))
+            return [rows.resource(row) for row in found]
+
+    async def every(self, kind: Kind) -> list[rows.AnyResource]:
+        async with self._database.read() as connection:
+            found = await connection.execute(select(resources).where(resources.c.kind == kind.value))
+            return [rows.resource(row) for row in found]
+
+    async def on_provider(self, provider: str) -> dict[str, str]:
+        """Machines on a provider: id → phase."""
+        query = select(resources.c.id, resources.c.phase).where(
+            resources.c.provider == provider, resources.c.kind == Kind.MACHINE.value
+        )
+        async with self._database.read() as connection:
+            return {row.id: row.phase for row in await connection.execute(query)}
+
+    async def count(self, project: str) -> int:
+        query = select(func.count()).select_from(resources).where(resources.c.project == project)
+        async with self._database.read() as connection:
+            return int((await connection.execute(query)).scalar_one())
+
+    async def claims_of(self, id: str) -> list[Claim]:
+        async with self._database.read() as connection:
+            found = await connection.execute(select(claims).where(claims.c.resource == id))
+            return [rows.claim(row) for row in found]
+
+    async def users_of(self, id: str) -> dict[str, str]:
+        """Who uses a resource: key → owner, as reserved in ``use:<id>``."""
+        return await self.reserved(f"use:{id}")
+
+    async def reserved(self, scope: str) -> dict[str, str]:
+        query = select(reservations.c.key, reservations.c.owner).where(reservations.c.scope == scope)
+        async with self._database.read() as connection:
+            return {row.key: row.owner for row in await connection.execute(query)}
+
+    async def request(self, member: str, key: str) -> tuple[str, str] | None:
+        """(digest, resource id) of an earlier order with this idempotency key."""
+        query = select(requests.c.digest, requests.c.resource).where(
+            requests.c.member == member, requests.c.key == key
+        )
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).first()
+        return (row.digest, row.resource) if row else None

@@ -1,0 +1,65 @@
+"""The store as the rest of the house sees it: reads by subject, `work()` for writes."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection
+
+from usina.store.database import Database
+from usina.store.events import Events
+from usina.store.hosts import Hosts
+from usina.store.identity import Identity
+from usina.store.leases import Leases
+from usina.store.resources import Resources
+from usina.store.work import Work
+
+
+class Store:
+    """An open store over one database URL (``sqlite:///path`` or ``postgresql://…``)."""
+
+    def __init__(self, url: str) -> None:
+        self.database = Database(url)
+        self.resources = Resources(self.database)
+        self.identity = Identity(self.database)
+        self.hosts = Hosts(self.database)
+        self.events = Events(self.database)
+
+    async def start(self) -> None:
+        """Bring the schema to this release, then open for writing."""
+        await migrate(self.database)
+        await self.database.start()
+
+    async def close(self) -> None:
+        await self.database.close()
+
+    def work(self) -> Work:
+        return Work(self.database)
+
+    def leases(self, owner: str) -> Leases:
+        return Leases(self.database, owner)
+
+    async def ping(self) -> None:
+        """Raises if the database does not answer within two seconds."""
+        async with asyncio.timeout(2):
+            await self.events.last()
+
+
+def alembic_config(connection: Connection | None = None) -> Config:
+    """Alembic, pointed at our migrations and at an open connection."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    return config
+
+
+async def migrate(database: Database, revision: str = "head") -> None:
+    """Upgrade the schema to `revision`. Two control planes that start together do it one after the other."""
+
+    def upgrade(connection: Connection) -> None:
+        command.upgrade(alembic_config(connection), revision)
+
+    await database.transact(lambda connection: connection.run_sync(upgrade))

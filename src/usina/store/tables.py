@@ -1,0 +1,195 @@
+"""The tables. JSON columns hold msgspec documents of the frozen dataclasses in `core`; times are epoch seconds.
+
+`revision` of the schema is in `migrations/`; this module is what the newest revision looks like.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData()
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("name", String, nullable=False, unique=True),
+    Column("created_at", Double, nullable=False),
+)
+
+projects = Table(
+    "projects",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("tenant", String, nullable=False),
+    Column("name", String, nullable=False),
+    Column("created_at", Double, nullable=False),
+    UniqueConstraint("tenant", "name"),
+)
+
+members = Table(
+    "members",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("tenant", String),
+    Column("name", String, nullable=False, unique=True),
+    Column("email", String, nullable=False, default=""),
+    Column("ssh_keys", LargeBinary, nullable=False, default=b"[]"),
+    Column("disabled", Boolean, nullable=False, default=False),
+    Column("created_at", Double, nullable=False),
+)
+
+roles = Table(
+    "roles",
+    metadata,
+    Column("member", String, nullable=False),
+    Column("scope", String, nullable=False),
+    Column("role", Integer, nullable=False),
+    PrimaryKeyConstraint("member", "scope"),
+    Index("roles_scope", "scope"),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("member", String, nullable=False, index=True),
+    Column("name", String, nullable=False),
+    Column("version", Integer, nullable=False, default=1),
+    Column("project", String),
+    Column("role", Integer),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    Column("revoked_at", Double),
+    Column("last_used_at", Double),
+)
+
+quotas = Table(
+    "quotas",
+    metadata,
+    Column("scope", String, primary_key=True),
+    *(Column(f"limit_{m}", BigInteger) for m in ("machines", "cores", "memory", "disk", "gpus", "addresses")),
+    *(
+        Column(f"used_{m}", BigInteger, nullable=False, default=0)
+        for m in ("machines", "cores", "memory", "disk", "gpus", "addresses")
+    ),
+)
+
+providers = Table(
+    "providers",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("name", String, nullable=False, unique=True),
+    Column("driver", String, nullable=False),
+    Column("options", LargeBinary, nullable=False),
+    Column("state", String, nullable=False),
+    Column("generation", Integer, nullable=False, default=1),
+    Column("inventory", LargeBinary, nullable=False),
+    Column("cordoned_devices", LargeBinary, nullable=False, default=b"[]"),
+    Column("cpu_ratio", Double, nullable=False, default=1.0),
+    Column("used_cores", BigInteger, nullable=False, default=0),
+    Column("used_memory", BigInteger, nullable=False, default=0),
+    Column("used_disk", BigInteger, nullable=False, default=0),
+    Column("reachable", Boolean, nullable=False, default=True),
+    Column("message", Text, nullable=False, default=""),
+    Column("seen_at", Double, nullable=False, default=0.0),
+    Column("created_at", Double, nullable=False),
+)
+
+claims = Table(
+    "claims",
+    metadata,
+    Column("provider", String, nullable=False),
+    Column("resource", String, nullable=False, index=True),
+    Column("cores", BigInteger, nullable=False, default=0),
+    Column("memory", BigInteger, nullable=False, default=0),
+    Column("disk", BigInteger, nullable=False, default=0),
+    Column("exact", LargeBinary, nullable=False),  # the whole Claim: CPUs, nodes, pages, devices
+    Column("particular", Boolean, nullable=False, default=False),  # names CPUs, nodes or devices
+    PrimaryKeyConstraint("provider", "resource"),
+)
+
+resources = Table(
+    "resources",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("kind", String, nullable=False),
+    Column("tenant", String, nullable=False),
+    Column("project", String, nullable=False),
+    Column("name", String, nullable=False),
+    Column("spec", LargeBinary, nullable=False),
+    Column("status", LargeBinary, nullable=False),
+    Column("generation", Integer, nullable=False, default=1),
+    Column("observed", Integer, nullable=False, default=0),
+    Column("phase", String, nullable=False),
+    Column("conditions", LargeBinary, nullable=False, default=b"[]"),
+    Column("provider", String),
+    Column("deleting", Boolean, nullable=False, default=False),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("labels", LargeBinary, nullable=False, default=b"{}"),
+    Column("created_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    Column("due_at", Double),
+    Column("lease_owner", String),
+    Column("lease_until", Double),
+    Index("resources_listing", "project", "kind", "id"),
+    Index("resources_due", "due_at"),
+    Index("resources_provider", "provider"),
+)
+
+# A row says "this key is taken in this scope, by this owner": names, addresses, subnets, ports, and who uses what.
+reservations = Table(
+    "reservations",
+    metadata,
+    Column("scope", String, nullable=False),
+    Column("key", String, nullable=False),
+    Column("owner", String, nullable=False, index=True),
+    PrimaryKeyConstraint("scope", "key"),
+)
+
+# The outbox is the event log is the story: written in the same commit as what it tells.
+events = Table(
+    "events",
+    metadata,
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("at", Double, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("subject", String, nullable=False),
+    Column("related", String),
+    Column("tenant", String),
+    Column("project", String),
+    Column("actor", String, nullable=False, default=""),
+    Column("cause", String, nullable=False, default=""),
+    Column("text", Text, nullable=False, default=""),
+    Column("data", LargeBinary, nullable=False, default=b"{}"),
+    Index("events_subject", "subject", "seq"),
+    Index("events_related", "related", "seq"),
+    Index("events_project", "project", "seq"),
+    sqlite_autoincrement=True,
+)
+
+# Idempotency keys of orders: the same key with the same request gives the same resource.
+requests = Table(
+    "requests",
+    metadata,
+    Column("member", String, nullable=False),
+    Column("key", String, nullable=False),
+    Column("digest", String, nullable=False),
+    Column("resource", String, nullable=False),
+    Column("at", Double, nullable=False),
+    PrimaryKeyConstraint("member", "key"),
+)
