@@ -23,6 +23,7 @@ Progress = Callable[[float, str], None]
 """Told a fraction from 0 to 1 and what is being done, in a few words."""
 
 _KEPT_LINES = 40
+_PATIENCE = 5.0  # seconds between asking and killing
 _UMOUNT_LIMIT = 10.0  # seconds
 _SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -93,15 +94,16 @@ def require(tools: Mapping[str, str]) -> None:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is not None:
-        return
-    for sign, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+    """Ask the tool to end, then end it and every child it left in its session's process group."""
+    if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, sign)
+            os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(_PATIENCE):
                 await process.wait()
-                return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
 
 
 def _path() -> str:

@@ -86,7 +86,7 @@ _FILES = {
         "ExecStart=\n"
         "ExecStart=/lib/systemd/systemd-networkd-wait-online --any -o routable --timeout=20\n"
     ),
-    # cloud-init starts Python four times; without jsonschema it skips a check of user data and a second each time.
+    # cloud-init starts Python four times; each is a second shorter without its check of user data.
     "usr/lib/usina/lean/jsonschema.py": 'raise ImportError("left out to start faster")\n',
 } | {
     f"etc/systemd/system/{unit}.service.d/usina.conf": "[Service]\nEnvironment=PYTHONPATH=/usr/lib/usina/lean\n"

@@ -1,0 +1,191 @@
+"""Every recipe, built for real and booted under plain QEMU: the contract between an image and the drivers.
+
+A machine of it takes its name and key from a NoCloud seed on a CD drive, gets an address by DHCP, answers SSH as the
+recipe's user, has a serial console, grows its root disk and obeys the power button.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from usina.core.ids import Ids
+from usina.core.machine import ImageFiles
+from usina.core.units import GiB, MiB
+from usina.services.images import RECIPES, ImageLibrary, default_cache
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="QEMU is not installed"),
+]
+HOSTNAME = "probe-one"
+
+
+@dataclass
+class Guest:
+    """A machine under QEMU, its SSH port forwarded to this one."""
+
+    folder: Path
+    user: str
+    port: int
+
+    async def ssh(self, command: str, limit: float = 60) -> str | None:
+        """What `command` prints in the guest; ``None`` when it fails or SSH does not answer."""
+        process = await asyncio.create_subprocess_exec(
+            *("ssh", "-q", "-i", str(self.folder / "key"), "-p", str(self.port)),
+            *("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"),
+            *("-o", "BatchMode=yes", "-o", "ConnectTimeout=5", f"{self.user}@127.0.0.1", command),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            async with asyncio.timeout(limit):
+                out, _ = await process.communicate()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            return None
+        return out.decode() if process.returncode == 0 else None
+
+    async def answers(self, limit: float) -> float:
+        """Seconds until SSH answers."""
+        begun = time.monotonic()
+        while time.monotonic() - begun < limit:
+            if await self.ssh("true") is not None:
+                return time.monotonic() - begun
+            await asyncio.sleep(0.2)
+        raise AssertionError(f"no SSH after {limit} s; the console said:\n{self.console()[-2000:]}")
+
+    def console(self) -> str:
+        return (self.folder / "console.log").read_text(errors="replace")
+
+    def press_power(self) -> None:
+        with socket.socket(socket.AF_UNIX) as monitor:
+            monitor.connect(str(self.folder / "monitor"))
+            monitor.recv(1000)
+            monitor.sendall(b"system_powerdown\n")
+            monitor.recv(1000)
+
+
+def seed(path: Path, key: str) -> Path:
+    """A NoCloud seed: https://cloudinit.readthedocs.io/en/latest/reference/datasources/nocloud.html"""
+    pycdlib = pytest.importorskip("pycdlib")
+    texts = {
+        "meta-data": json.dumps({"instance-id": "i-1", "local-hostname": HOSTNAME, "public-keys": [key]}),
+        "user-data": "#cloud-config\n{}\n",
+        "network-config": json.dumps(
+            {"version": 2, "ethernets": {"eth0": {"match": {"name": "e*"}, "dhcp4": True}}}
+        ),
+    }
+    disc = pycdlib.PyCdlib()
+    disc.new(interchange_level=3, vol_ident="cidata", joliet=3, rock_ridge="1.09")
+    for number, (name, text) in enumerate(texts.items()):
+        data = text.encode()
+        disc.add_fp(io.BytesIO(data), len(data), f"/F{number}.;1", rr_name=name, joliet_path=f"/{name}")
+    disc.write(str(path))
+    disc.close()
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@asynccontextmanager
+async def booted(
+    files: ImageFiles, user: str, memory: int, folder: Path
+) -> AsyncIterator[tuple[Guest, object]]:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key"], check=True)
+    disc = seed(folder / "seed.iso", (folder / "key.pub").read_text().strip())
+    guest = Guest(folder, user, free_port())
+    disk: list[str] = []
+    if files.disk:
+        overlay = folder / "root.qcow2"
+        subprocess.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", "-b", files.disk, "-F", files.format, overlay, "5G"],
+            check=True,
+        )
+        disk = ["-drive", f"file={overlay},if=virtio,format=qcow2"]
+    process = await asyncio.create_subprocess_exec(
+        *("qemu-system-x86_64", "-accel", "tcg", "-machine", "q35", "-m", str(memory // MiB), "-smp", "2"),
+        *("-display", "none", "-no-reboot", "-serial", f"file:{folder}/console.log"),
+        *("-monitor", f"unix:{folder}/monitor,server,nowait"),
+        *("-kernel", files.kernel, "-initrd", files.initrd, "-append", files.cmdline),
+        *disk,
+        *("-device", "virtio-scsi-pci", "-device", "scsi-cd,drive=seed"),
+        *("-drive", f"if=none,id=seed,file={disc},format=raw,readonly=on"),
+        *(
+            "-netdev",
+            f"user,id=net,hostfwd=tcp:127.0.0.1:{guest.port}-:22",
+            "-device",
+            "virtio-net-pci,netdev=net",
+        ),
+        *("-device", "virtio-rng-pci"),
+    )
+    try:
+        yield guest, process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def powered_off(guest: Guest, process: object, limit: float) -> None:
+    assert isinstance(process, asyncio.subprocess.Process)
+    guest.press_power()
+    async with asyncio.timeout(limit):
+        assert await process.wait() == 0
+
+
+def library(tmp_path: Path) -> ImageLibrary:
+    return ImageLibrary(tmp_path / "images", default_cache())
+
+
+@pytest.mark.timeout(180)
+async def test_tiny(tmp_path: Path) -> None:
+    image = Ids(time.time).new("image")
+    files = await library(tmp_path).build(image, "tiny")
+    assert not files.disk
+    async with booted(files, RECIPES["tiny"].user, RECIPES["tiny"].memory, tmp_path) as (guest, process):
+        print(f"tiny: SSH after {await guest.answers(60):.1f} s")
+        assert await guest.ssh("hostname") == f"{HOSTNAME}\n"
+        assert "usina-tiny ready" in guest.console()
+        assert "default via" in (await guest.ssh("ip route") or "")
+        await powered_off(guest, process, 30)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_debian_12(tmp_path: Path) -> None:
+    recipe = RECIPES["debian-12"]
+    try:
+        recipe.check()
+    except Exception as error:
+        pytest.skip(str(error))
+    files = await library(tmp_path).build(Ids(time.time).new("image"), "debian-12")
+    assert files.virtual_size == recipe.disk
+    async with booted(files, recipe.user, recipe.memory, tmp_path) as (guest, process):
+        print(f"debian-12: SSH after {await guest.answers(240):.1f} s")
+        assert "done" in (await guest.ssh("cloud-init status --wait", limit=180) or "")
+        assert await guest.ssh("hostname") == f"{HOSTNAME}\n"
+        size = await guest.ssh("sudo df --output=size -B1 / | tail -n 1")
+        assert size is not None
+        assert int(size) > 4.5 * GiB
+        assert await guest.ssh("systemctl is-failed --quiet '*' || echo fine") == "fine\n"
+        assert "deb.debian.org" in (await guest.ssh("cat /etc/apt/sources.list") or "")
+        assert await guest.ssh("resolvectl dns eth0 | grep -c 10.0.2.3") == "1\n"
+        assert "login:" in guest.console()
+        await powered_off(guest, process, 90)
