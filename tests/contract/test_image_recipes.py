@@ -1,7 +1,7 @@
 """Every recipe, built for real and booted under plain QEMU: the contract between an image and the drivers.
 
-A machine of it takes its name and key from a NoCloud seed on a CD drive, gets an address by DHCP, answers SSH as the
-recipe's user, has a serial console, grows its root disk and obeys the power button.
+A machine of it takes its name and key from a NoCloud seed on a CD drive, gets an address by DHCP, answers SSH
+as the recipe's user, has a serial console, grows its root disk and obeys the power button.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import io
 import json
 import shutil
 import socket
-import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -98,6 +97,11 @@ def seed(path: Path, key: str) -> Path:
     return path
 
 
+async def done(*argv: str | Path) -> None:
+    process = await asyncio.create_subprocess_exec(*map(str, argv))
+    assert await process.wait() == 0
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -108,15 +112,14 @@ def free_port() -> int:
 async def booted(
     files: ImageFiles, user: str, memory: int, folder: Path
 ) -> AsyncIterator[tuple[Guest, object]]:
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key"], check=True)
+    await done("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key")
     disc = seed(folder / "seed.iso", (folder / "key.pub").read_text().strip())
     guest = Guest(folder, user, free_port())
     disk: list[str] = []
     if files.disk:
         overlay = folder / "root.qcow2"
-        subprocess.run(
-            ["qemu-img", "create", "-q", "-f", "qcow2", "-b", files.disk, "-F", files.format, overlay, "5G"],
-            check=True,
+        await done(
+            *("qemu-img", "create", "-q", "-f", "qcow2", "-b", files.disk, "-F", files.format, overlay, "5G")
         )
         disk = ["-drive", f"file={overlay},if=virtio,format=qcow2"]
     process = await asyncio.create_subprocess_exec(
