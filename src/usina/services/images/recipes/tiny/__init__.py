@@ -24,7 +24,7 @@ from usina.services.images.recipe import Recipe
 from usina.services.images.workshop import Workshop
 
 _HERE = Path(__file__).parent
-_CMDLINE = "console=ttyS0,115200 quiet no_timer_check panic=5 net.ifnames=0"
+_CMDLINE = "console=ttyS0,115200 quiet no_timer_check tsc=reliable panic=5 net.ifnames=0"
 _MODULES = (
     "virtio_pci",
     "virtio_blk",
