@@ -69,6 +69,12 @@ class Guest:
     def console(self) -> str:
         return (self.folder / "console.log").read_text(errors="replace")
 
+    async def says(self, words: str, limit: float) -> None:
+        """Wait until the serial console showed `words`."""
+        async with asyncio.timeout(limit):
+            while words not in self.console():
+                await asyncio.sleep(0.2)
+
     def press_power(self) -> None:
         with socket.socket(socket.AF_UNIX) as monitor:
             monitor.connect(str(self.folder / "monitor"))
@@ -83,9 +89,7 @@ def seed(path: Path, key: str) -> Path:
     texts = {
         "meta-data": json.dumps({"instance-id": "i-1", "local-hostname": HOSTNAME, "public-keys": [key]}),
         "user-data": "#cloud-config\n{}\n",
-        "network-config": json.dumps(
-            {"version": 2, "ethernets": {"eth0": {"match": {"name": "e*"}, "dhcp4": True}}}
-        ),
+        "network-config": json.dumps({"version": 2, "ethernets": {"eth0": {"match": {"name": "e*"}, "dhcp4": True}}}),
     }
     disc = pycdlib.PyCdlib()
     disc.new(interchange_level=3, vol_ident="cidata", joliet=3, rock_ridge="1.09")
@@ -109,18 +113,14 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def booted(
-    files: ImageFiles, user: str, memory: int, folder: Path
-) -> AsyncIterator[tuple[Guest, object]]:
+async def booted(files: ImageFiles, user: str, memory: int, folder: Path) -> AsyncIterator[tuple[Guest, object]]:
     await done("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key")
     disc = seed(folder / "seed.iso", (folder / "key.pub").read_text().strip())
     guest = Guest(folder, user, free_port())
     disk: list[str] = []
     if files.disk:
         overlay = folder / "root.qcow2"
-        await done(
-            *("qemu-img", "create", "-q", "-f", "qcow2", "-b", files.disk, "-F", files.format, overlay, "5G")
-        )
+        await done(*("qemu-img", "create", "-q", "-f", "qcow2", "-b", files.disk, "-F", files.format, overlay, "5G"))
         disk = ["-drive", f"file={overlay},if=virtio,format=qcow2"]
     process = await asyncio.create_subprocess_exec(
         *("qemu-system-x86_64", "-accel", "tcg", "-machine", "q35", "-m", str(memory // MiB), "-smp", "2"),
@@ -165,7 +165,7 @@ async def test_tiny(tmp_path: Path) -> None:
     async with booted(files, RECIPES["tiny"].user, RECIPES["tiny"].memory, tmp_path) as (guest, process):
         print(f"tiny: SSH after {await guest.answers(60):.1f} s")
         assert await guest.ssh("hostname") == f"{HOSTNAME}\n"
-        assert "usina-tiny ready" in guest.console()
+        await guest.says("usina-tiny ready", 20)
         assert "default via" in (await guest.ssh("ip route") or "")
         await powered_off(guest, process, 30)
 
@@ -190,5 +190,5 @@ async def test_debian_12(tmp_path: Path) -> None:
         assert await guest.ssh("systemctl is-failed --quiet '*' || echo fine") == "fine\n"
         assert "deb.debian.org" in (await guest.ssh("cat /etc/apt/sources.list") or "")
         assert await guest.ssh("resolvectl dns eth0 | grep -c 10.0.2.3") == "1\n"
-        assert "login:" in guest.console()
+        await guest.says("login:", 60)
         await powered_off(guest, process, 90)
