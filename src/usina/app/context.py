@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from usina.app.addresses import Addresses
+from usina.app.doors import Doors
 from usina.app.near import Near
 from usina.core.clock import Clock
-from usina.core.errors import Conflict, NotFound, QuotaExceeded, UsinaError
+from usina.core.errors import Conflict, NotFound, QuotaExceeded, Unauthenticated, UsinaError
 from usina.core.event import Event
 from usina.core.grant import Grant, permit
 from usina.core.ids import Ids, is_id
@@ -41,8 +42,9 @@ class House:
     plugins: Mapping[str, DriverPlugin]
     addresses: Addresses
     near: Near
-    secret_of: Callable[[str, int], str]  # key id, version -> secret
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    doors: Doors
+    recipes: Mapping[str, str]  # image recipe -> the user to log in as
+    upload_limit: int  # bytes of an image
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,11 @@ class Context:
     def require(self, action: Action, scope: Scope, what: str = "object") -> Grant:
         """The grant, or `NotFound`/`Forbidden`."""
         return permit(self.actor, action, scope, what)
+
+    async def still_allowed(self) -> None:
+        """Raises `Unauthenticated` when the key of a long stream was revoked, or its member's roles changed."""
+        if not await self.house.doors.holds(self.actor):
+            raise Unauthenticated("the key does not hold any more")
 
     def work(self) -> Work:
         return self.store.work()
@@ -133,7 +140,11 @@ class Context:
             return None
         digest, id = earlier
         if digest != _digest(request):
-            raise Conflict("this Idempotency-Key was used for another request", field="Idempotency-Key", code="reused-key")
+            raise Conflict(
+                "this Idempotency-Key was used for another request",
+                field="Idempotency-Key",
+                code="reused-key",
+            )
         found = await self.store.resources.get(id)
         if found is None:
             raise NotFound("what this Idempotency-Key ordered was deleted since", field="Idempotency-Key")
@@ -194,11 +205,15 @@ class Context:
     async def _explained(self, error: QuotaExceeded, wanted: Amounts) -> UsinaError:
         scope = str(error.data.get("scope"))
         quota = await self.store.identity.quota(scope)
-        over = excess(quota, wanted) if quota else []
+        if quota is None:
+            return NotFound("project not found", field="project")
+        over = excess(quota, wanted)
         whose = "tenant" if is_id(scope, "tenant") else "project"
         if not over:
             return QuotaExceeded(f"the {whose}'s quota does not allow it", data={"scope": scope})
-        parts = ", ".join(f"{measure}: {more} more than {limit - used} left of {limit}" for measure, more, used, limit in over)
+        parts = ", ".join(
+            f"{measure}: {more} more than {limit - used} left of {limit}" for measure, more, used, limit in over
+        )
         data = {"scope": scope, "measures": [measure for measure, *_ in over]}
         return QuotaExceeded(f"passes the {whose}'s quota: {parts}", field=_FIELD.get(over[0][0]), data=data)
 

@@ -29,7 +29,7 @@ from usina.core.resource import Kind, Phase, Resource
 from usina.core.tenancy import Action, Project, Scope
 from usina.core.units import GiB, KiB, MiB, TiB
 from usina.placement import Refusal, place
-from usina.store.work import Work
+from usina.store.work import Work, missing
 
 DEFAULT = "default"
 _HUGEPAGES = {2 * MiB, GiB, 0}
@@ -174,7 +174,7 @@ async def _ordered(context: Context, project: Project, order: MachineOrder, gran
         updated_at=context.now,
         labels=order.labels,
     )
-    work.reserve(f"use:{image.id}", id, id, grant, lambda: NotFound("image not found", field="image"), alive=image.id)
+    work.reserve(f"use:{image.id}", id, id, grant, missing("image", "image"), alive=image.id)
     context.order(work, machine, order, grant)
     return machine, work
 
@@ -207,8 +207,14 @@ async def _card(
     taken = AddressTaken(network.id, address, asked=card.address is not None)
     work.reserve(f"use:{network.id}", address, machine, grant, lambda: taken, alive=network.id)
     for group_id in dict.fromkeys(groups):
-        gone = NotFound("security group not found", field=f"{where}.security_groups")
-        work.reserve(f"use:{group_id}", f"{machine}/{mac}", machine, grant, lambda: gone, alive=group_id)
+        work.reserve(
+            f"use:{group_id}",
+            f"{machine}/{mac}",
+            machine,
+            grant,
+            missing("security group", f"{where}.security_groups"),
+            alive=group_id,
+        )
     return Interface(network.id, mac, address, tuple(dict.fromkeys(groups)))
 
 
@@ -304,12 +310,17 @@ def expect(resource: Resource[object, object], if_match: int | None) -> None:
         raise Conflict("it is being deleted", code="deleting")
 
 
-async def power(context: Context, ref: str, wanted: Power, project: str | None = None, if_match: int | None = None) -> Machine:
+async def power(
+    context: Context, ref: str, wanted: Power, project: str | None = None, if_match: int | None = None
+) -> Machine:
     """Start, stop, suspend or resume: wish for a power state."""
 
     async def edit(machine: Machine, work: Work, grant: Grant) -> tuple[MachineSpec, str]:
         if wanted is Power.SUSPENDED and machine.phase is not Phase.RUNNING:
-            raise Conflict(f"the machine is {machine.phase.value}; only a running one can be suspended", code="not-running")
+            raise Conflict(
+                f"the machine is {machine.phase.value}; only a running one can be suspended",
+                code="not-running",
+            )
         word = {Power.ON: "start", Power.OFF: "stop", Power.SUSPENDED: "suspend"}[wanted]
         return replace(machine.spec, power=wanted), f"asked to {word}"
 
@@ -348,7 +359,10 @@ async def resize(
             raise Invalid("memory: must be whole MiB", field="memory")
         if spec.disk < old.disk:
             raise Invalid("disk: can only grow", field="disk")
-        if (old.pinned or old.numa_nodes or old.hugepage) and (spec.cores, spec.memory) != (old.cores, old.memory):
+        if (old.pinned or old.numa_nodes or old.hugepage) and (spec.cores, spec.memory) != (
+            old.cores,
+            old.memory,
+        ):
             raise Conflict("a pinned or NUMA-bound machine cannot be resized; make a new one", code="bound")
         await _check_possible(context, replace(spec, host=machine.provider or spec.host))
         return spec, f"asked for {spec.cores} cores, {spec.memory // MiB} MiB, disk {spec.disk // MiB} MiB"
@@ -357,7 +371,11 @@ async def resize(
 
 
 async def rebuild(
-    context: Context, ref: str, project: str | None = None, image: str | None = None, if_match: int | None = None
+    context: Context,
+    ref: str,
+    project: str | None = None,
+    image: str | None = None,
+    if_match: int | None = None,
 ) -> Machine:
     """A fresh root disk, of the same or another image. Snapshots go with the old disk."""
 
@@ -366,10 +384,14 @@ async def rebuild(
         fresh = await _image(context, owner, image or machine.spec.image)
         if fresh.id != machine.spec.image:
             work.release(f"use:{machine.spec.image}", machine.id, machine.id, grant)
-            gone = NotFound("image not found", field="image")
-            work.reserve(f"use:{fresh.id}", machine.id, machine.id, grant, lambda: gone, alive=fresh.id)
+            work.reserve(f"use:{fresh.id}", machine.id, machine.id, grant, missing("image", "image"), alive=fresh.id)
         spec = replace(
-            machine.spec, image=fresh.id, rebuilds=machine.spec.rebuilds + 1, snapshots=(), restore=None, power=Power.ON
+            machine.spec,
+            image=fresh.id,
+            rebuilds=machine.spec.rebuilds + 1,
+            snapshots=(),
+            restore=None,
+            power=Power.ON,
         )
         return spec, f"asked to be rebuilt from {fresh.name}"
 

@@ -15,7 +15,7 @@ from usina.core.clock import Clock
 from usina.core.errors import NotFound
 from usina.core.goods import Image, may_use
 from usina.core.ids import is_id
-from usina.core.resource import Kind
+from usina.core.resource import Kind, Phase, Resource
 from usina.core.tenancy import Member, Project
 from usina.core.units import Instant
 from usina.store.rows import AnyResource
@@ -87,8 +87,14 @@ class Near:
         found = await read()
         if len(self._memory) > FULL:
             self._memory.clear()
-        self._memory[key] = (now, found)
+        if _steady(found):
+            self._memory[key] = (now, found)
         return found
+
+
+def _steady(found: object) -> bool:
+    """Worth remembering: there, and not on its way to being something else."""
+    return bool(found) and (not isinstance(found, Resource) or found.phase is Phase.READY)
 
 
 def _emptied(provider: Provider) -> Provider:

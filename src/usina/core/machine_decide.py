@@ -134,7 +134,11 @@ def _watched(machine: Machine, seen: Present) -> Decision:
             else Answer("Healthy", True, "powered-off-inside", "the guest switched itself off")
         )
         return Decision(Phase.FAILED if seen.crashed else Phase.STOPPED, settled=True, answers=(*_WELL, answer))
-    answer = Answer("Healthy", True, "as-wished" if _SHOWN[machine.spec.power] is _SHOWN[seen.power] else "changed-outside")
+    answer = Answer(
+        "Healthy",
+        True,
+        "as-wished" if _SHOWN[machine.spec.power] is _SHOWN[seen.power] else "changed-outside",
+    )
     return Decision(_SHOWN[seen.power], settled=True, answers=(*_WELL, answer))
 
 

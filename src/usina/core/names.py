@@ -25,7 +25,8 @@ def check_name(name: str, field: str = "name") -> str:
     """A DNS label (RFC 1123): a name that is safe as a host name. Raises `Invalid`."""
     if not _LABEL.match(name):
         raise Invalid(
-            f"{field}: use 1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit", field=field
+            f"{field}: use 1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit",
+            field=field,
         )
     return name
 
@@ -33,7 +34,10 @@ def check_name(name: str, field: str = "name") -> str:
 def check_member_name(name: str, field: str = "name") -> str:
     """As a DNS label, with '.' and '_' allowed inside."""
     if not _MEMBER.match(name):
-        raise Invalid(f"{field}: use 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit", field=field)
+        raise Invalid(
+            f"{field}: use 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit",
+            field=field,
+        )
     return name
 
 
@@ -68,5 +72,8 @@ def check_labels(labels: dict[str, str], field: str = "labels") -> dict[str, str
         raise Invalid(f"{field}: at most 32 labels", field=field)
     for name, value in labels.items():
         if not 1 <= len(name) <= 63 or len(value) > 255 or not (name + value).isprintable():
-            raise Invalid(f"{field}.{name[:63]}: names of 1 to 63 and values of up to 255 printable characters", field=field)
+            raise Invalid(
+                f"{field}.{name[:63]}: names of 1 to 63 and values of up to 255 printable characters",
+                field=field,
+            )
     return labels

@@ -23,7 +23,9 @@ def parse_range(cidr: str, field: str = "cidr") -> str:
         network = ipaddress.IPv4Network(cidr)
     except ValueError:
         raise Invalid(f"{field}: {cidr!r} is not an IPv4 range such as 10.80.1.0/24", field=field) from None
-    private = any(network.subnet_of(ipaddress.IPv4Network(p)) for p in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))
+    private = any(
+        network.subnet_of(ipaddress.IPv4Network(p)) for p in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
+    )
     if not private or not 16 <= network.prefixlen <= 29:
         raise Invalid(f"{field}: must be a private range of /16 to /29", field=field)
     return str(network)

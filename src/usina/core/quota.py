@@ -16,9 +16,7 @@ def amounts_of(kind: Kind, spec: Any) -> Amounts:
     match spec:
         case MachineSpec():
             gpus = sum(d.count for d in spec.devices if d.kind in (DeviceKind.GPU, DeviceKind.MDEV))
-            return Amounts(
-                machines=1, cores=spec.cores, memory=spec.memory, disk=spec.disk, gpus=gpus
-            )
+            return Amounts(machines=1, cores=spec.cores, memory=spec.memory, disk=spec.disk, gpus=gpus)
         case VolumeSpec(size=size):
             return Amounts(disk=size)
         case _:

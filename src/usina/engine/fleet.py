@@ -10,9 +10,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import structlog
 
+from usina.core.capacity import Inventory
 from usina.core.clock import Clock
 from usina.core.event import Event
 from usina.core.machine import Absent, Seen
@@ -70,6 +72,15 @@ class Fleet:
             raise HostUnreachable("the host is not known")
         return post.driver
 
+    async def probe(self, id: str, name: str, driver: str, options: Mapping[str, Any]) -> Inventory:
+        """What a host that is not ours yet has. Raises `DriverError`."""
+        opened = self._plugins[driver].open(self._settings(id, name, options))
+        try:
+            return await opened.inventory()
+        finally:
+            with suppress(Exception):
+                await opened.close()
+
     def saw(self, host: str, handle: str, seen: Seen) -> None:
         """The reconciler's own sight, so that a survey that agrees wakes nobody."""
         post = self._posts.get(host)
@@ -82,10 +93,12 @@ class Fleet:
 
     def open(self, host: Host) -> Driver:
         """A driver for a host row, not yet watched."""
-        plugin = self._plugins[host.provider.driver]
-        state_dir = self._data_dir / "hosts" / host.id
+        return self._plugins[host.provider.driver].open(self._settings(host.id, host.name, host.options))
+
+    def _settings(self, id: str, name: str, options: Mapping[str, Any]) -> HostSettings:
+        state_dir = self._data_dir / "hosts" / id
         state_dir.mkdir(parents=True, exist_ok=True)
-        return plugin.open(HostSettings(host.id, host.name, self._factory, state_dir, host.options))
+        return HostSettings(id, name, self._factory, state_dir, options)
 
     async def refresh(self) -> None:
         """Open hosts that are new, close those that are gone."""

@@ -21,9 +21,10 @@ REPORT_EVERY = 1.0
 
 
 class ImageHand(GoodsHand):
-    def __init__(self, store: Store, fleet: Fleet, plans: Plans, library: Library) -> None:
+    def __init__(self, store: Store, fleet: Fleet, plans: Plans, library: Library, limit: int) -> None:
         super().__init__(store, fleet, plans)
         self._library = library
+        self._limit = limit  # bytes of a download
 
     async def apply(self, image: Image, held: Held, report: Report) -> None:
         if image.status.files is not None:
@@ -43,7 +44,7 @@ class ImageHand(GoodsHand):
             case Source.RECIPE:
                 return await self._library.build(image.id, spec.recipe, progress)
             case Source.URL:
-                return await self._library.fetch(image.id, spec.url, spec.sha256 or None, progress)
+                return await self._library.fetch(image.id, spec.url, spec.sha256 or None, progress, limit=self._limit)
             case Source.UPLOAD:
                 return await self._library.finish(image.id, spec.sha256 or None)
 

@@ -57,9 +57,7 @@ class Job:
 class Reconciler:
     """One per control plane. `run` it; `hint` wakes it at once."""
 
-    def __init__(
-        self, store: Store, leases: Leases, clock: Clock, placer: Placer, hands: Mapping[Kind, Hand]
-    ) -> None:
+    def __init__(self, store: Store, leases: Leases, clock: Clock, placer: Placer, hands: Mapping[Kind, Hand]) -> None:
         self._store, self._leases, self._clock = store, leases, clock
         self._placer, self._hands = placer, hands
         self._hint = asyncio.Event()

@@ -177,7 +177,8 @@ def _pick_nodes(
     homes = {d.node for d, _ in devices}
     good = [n for n in nodes if _node_fits(provider, n, needs, count)]
     if len(good) < count:
-        return f"lack {'huge pages' if needs.hugepage else 'memory or cores'} on {count} NUMA node{'s' if count > 1 else ''}"
+        lacking = "huge pages" if needs.hugepage else "memory or cores"
+        return f"lack {lacking} on {count} NUMA node{'s' if count > 1 else ''}"
     good.sort(key=lambda n: (n.id not in homes, n.id))
     return tuple(good[:count])
 

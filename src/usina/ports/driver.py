@@ -129,9 +129,7 @@ class Driver(Protocol):
         ...
 
     async def console(self, handle: str) -> Console: ...
-    async def dial(
-        self, handle: str, address: str, port: int
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def dial(self, handle: str, address: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A TCP stream to a port of the guest, from wherever the host can reach it."""
         ...
 

@@ -16,13 +16,15 @@ class Library(Protocol):
 
     async def build(self, image_id: str, recipe: str, progress: Progress) -> ImageFiles: ...
 
-    async def fetch(self, image_id: str, url: str, sha256: str | None, progress: Progress) -> ImageFiles: ...
+    async def fetch(
+        self, image_id: str, url: str, sha256: str | None, progress: Progress, *, limit: int
+    ) -> ImageFiles: ...
 
     async def upload_offset(self, image_id: str) -> int:
         """Bytes already received."""
         ...
 
-    async def append(self, image_id: str, offset: int, chunks: AsyncIterator[bytes]) -> int:
+    async def append(self, image_id: str, offset: int, chunks: AsyncIterator[bytes], *, limit: int) -> int:
         """Add bytes at `offset`; the new offset. Raises `Conflict` with ``data["offset"]`` if it is not there."""
         ...
 

@@ -72,6 +72,8 @@ class Database:
         self._queue: asyncio.Queue[Unit] = asyncio.Queue()
         self._turn = asyncio.Lock()
         self._committer: asyncio.Task[None] | None = None
+        self.pulse = asyncio.Event()
+        """Set, and replaced by a new one, with every commit of this process."""
         self._writer: AsyncConnection | None = None
 
     async def start(self) -> None:
@@ -79,10 +81,8 @@ class Database:
 
     async def close(self) -> None:
         if self._committer:
-            while not self._queue.empty():
-                await asyncio.sleep(0.01)
-            async with self._turn:
-                self._committer.cancel()
+            await self._queue.join()
+            self._committer.cancel()
         if self._writer is not None:
             await self._writer.close()
         await self.engine.dispose()
@@ -113,22 +113,29 @@ class Database:
             units = [await self._queue.get()]
             while len(units) < BATCH and not self._queue.empty():
                 units.append(self._queue.get_nowait())
-            async with self._turn:
-                await asyncio.shield(self._commit_all(units))
+            try:
+                async with self._turn:
+                    await self._commit_all(units)
+            finally:
+                for _ in units:
+                    self._queue.task_done()
 
     async def _commit_all(self, units: list[Unit]) -> None:
         live = [unit for unit in units if not unit[1].cancelled()]
         try:
             await self._commit_together([write for writes, _ in live for write in writes])
         except Exception as error:
-            if len(live) == 1:
-                _settle(live[0][1], _public(error))
+            if len(live) <= 1:
+                for _, done in live:
+                    _settle(done, _public(error))
                 return
             for unit in live:
                 await self._commit_all([unit])
             return
         for _, done in live:
             _settle(done, None)
+        beat, self.pulse = self.pulse, asyncio.Event()
+        beat.set()
 
     async def _commit_together(self, writes: list[Write]) -> None:
         groups: dict[int, list[Write]] = {}
@@ -163,12 +170,14 @@ async def _execute(connection: AsyncConnection, group: list[Write]) -> None:
     """Equal statements as one executemany; the sum of touched rows must be the sum expected."""
     try:
         values = [dict(write.values) for write in group]
-        result: CursorResult[Any] = await connection.execute(group[0].statement, values if len(values) > 1 else values[0])
+        result: CursorResult[Any] = await connection.execute(
+            group[0].statement, values if len(values) > 1 else values[0]
+        )
     except IntegrityError as error:
         raise GuardFailed(group[0]) from error
-    if all(write.expect is not None for write in group):
-        if result.rowcount != sum(write.expect or 0 for write in group):
-            raise GuardFailed(group[0])
+    expected = [write.expect for write in group if write.expect is not None]
+    if len(expected) == len(group) and result.rowcount != sum(expected):
+        raise GuardFailed(group[0])
 
 
 def _public(error: Exception) -> Exception:
@@ -186,6 +195,12 @@ def _settle(done: asyncio.Future[None], error: Exception | None) -> None:
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreign_keys=ON", "cache_size=-16000"):
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "busy_timeout=10000",
+        "foreign_keys=ON",
+        "cache_size=-16000",
+    ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()

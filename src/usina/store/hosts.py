@@ -123,7 +123,13 @@ def add(work: Work, host: Host, grant: Grant) -> None:
         "seen_at": provider.seen_at,
         "created_at": host.created_at,
     }
-    work.write(TAKE, _ADD, row, 1, lambda: Conflict(f"host {provider.name!r} exists already", field="name", code="name-taken"))
+    work.write(
+        TAKE,
+        _ADD,
+        row,
+        1,
+        lambda: Conflict(f"host {provider.name!r} exists already", field="name", code="name-taken"),
+    )
 
 
 def set_state(work: Work, host: str, state: HostState, grant: Grant) -> None:

@@ -242,7 +242,9 @@ def set_limits(work: Work, quota: Quota, grant: Grant) -> None:
 
 def _quota_row(scope: str) -> dict[str, Any]:
     nothing = Amounts()
-    return {"scope": scope} | {f"limit_{m}": None for m in MEASURES} | {f"used_{m}": getattr(nothing, m) for m in MEASURES}
+    return (
+        {"scope": scope} | {f"limit_{m}": None for m in MEASURES} | {f"used_{m}": getattr(nothing, m) for m in MEASURES}
+    )
 
 
 def _drop_scope(work: Work, scope: str) -> None:

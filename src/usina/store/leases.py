@@ -31,10 +31,14 @@ _LEASE = (
     .values(lease_owner=bindparam("b_owner"), lease_until=bindparam("b_until"))
     .returning(*resources.c)
 )
-_ANY_DUE = select(resources.c.id).where(
-    resources.c.due_at <= bindparam("b_now"),
-    or_(resources.c.lease_until.is_(None), resources.c.lease_until < bindparam("b_now")),
-).limit(1)
+_ANY_DUE = (
+    select(resources.c.id)
+    .where(
+        resources.c.due_at <= bindparam("b_now"),
+        or_(resources.c.lease_until.is_(None), resources.c.lease_until < bindparam("b_now")),
+    )
+    .limit(1)
+)
 _RENEW = (
     update(resources)
     .where(resources.c.lease_owner == bindparam("b_owner"), resources.c.lease_until >= bindparam("b_now"))
@@ -42,13 +46,14 @@ _RENEW = (
 )
 _WAKE = (
     update(resources)
-    .where(resources.c.id == bindparam("b_id"), or_(resources.c.due_at.is_(None), resources.c.due_at > bindparam("b_now")))
+    .where(
+        resources.c.id == bindparam("b_id"),
+        or_(resources.c.due_at.is_(None), resources.c.due_at > bindparam("b_now")),
+    )
     .values(due_at=bindparam("b_now"))
 )
 _LET_GO = (
-    update(resources)
-    .where(resources.c.lease_owner == bindparam("b_owner"))
-    .values(lease_owner=None, lease_until=None)
+    update(resources).where(resources.c.lease_owner == bindparam("b_owner")).values(lease_owner=None, lease_until=None)
 )
 
 

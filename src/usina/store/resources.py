@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Select, bindparam, func, select
+from sqlalchemy import Select, bindparam, delete, func, select
 
 from usina.core.capacity import Claim
 from usina.core.resource import Kind, Phase
+from usina.core.units import Instant
 from usina.store import rows
 from usina.store.database import Database
 from usina.store.tables import claims, requests, reservations, resources
@@ -103,9 +104,11 @@ class Resources:
 
     async def request(self, member: str, key: str) -> tuple[str, str] | None:
         """(digest, resource id) of an earlier order with this idempotency key."""
-        query = select(requests.c.digest, requests.c.resource).where(
-            requests.c.member == member, requests.c.key == key
-        )
+        query = select(requests.c.digest, requests.c.resource).where(requests.c.member == member, requests.c.key == key)
         async with self._database.read() as connection:
             row = (await connection.execute(query)).first()
         return (row.digest, row.resource) if row else None
+
+    async def forget_requests(self, before: Instant) -> None:
+        """Forget idempotency keys used before an instant."""
+        await self._database.transact(lambda c: c.execute(delete(requests).where(requests.c.at < before)))

@@ -179,6 +179,7 @@ events = Table(
     Index("events_subject", "subject", "seq"),
     Index("events_related", "related", "seq"),
     Index("events_project", "project", "seq"),
+    Index("events_kind", "kind", "seq"),
     sqlite_autoincrement=True,
 )
 

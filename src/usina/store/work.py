@@ -48,7 +48,13 @@ _WISH = (
 _LEAVE = (
     update(resources)
     .where(resources.c.id == _b("b_id"), resources.c.deleting.is_(False), ~_IN_USE)
-    .values(deleting=True, generation=resources.c.generation + 1, attempts=0, updated_at=_b("b_at"), due_at=_b("b_at"))
+    .values(
+        deleting=True,
+        generation=resources.c.generation + 1,
+        attempts=0,
+        updated_at=_b("b_at"),
+        due_at=_b("b_at"),
+    )
 )
 # A wish that arrives while the engine works must not lose its wake-up: the due time falls back to "now".
 _OBSERVE = (
@@ -70,7 +76,9 @@ _OBSERVE = (
 _FORGET = delete(resources).where(resources.c.id == _b("b_id"), resources.c.lease_owner == _b("b_owner"))
 _FREE_OWNED = delete(reservations).where(reservations.c.owner == _b("b_owner"))
 _FREE_ONE = delete(reservations).where(
-    reservations.c.scope == _b("b_scope"), reservations.c.key == _b("b_key"), reservations.c.owner == _b("b_owner")
+    reservations.c.scope == _b("b_scope"),
+    reservations.c.key == _b("b_key"),
+    reservations.c.owner == _b("b_owner"),
 )
 _RESERVE = insert(reservations)
 _RESERVE_ALIVE = insert(reservations).from_select(
@@ -177,9 +185,7 @@ class Work:
             lambda: Conflict(f"{resource.kind.value.replace('_', ' ')} {resource.name} is in use", code="in-use"),
         )
 
-    def observe(
-        self, resource: rows.AnyResource, lease: Lease, *, due: Instant | None, keep: bool = False
-    ) -> None:
+    def observe(self, resource: rows.AnyResource, lease: Lease, *, due: Instant | None, keep: bool = False) -> None:
         """What the engine saw. Writes status, never the wish. Ends the lease unless `keep`."""
         self.write(
             CHANGE,
@@ -210,7 +216,13 @@ class Work:
     # --- reservations: "this key is taken in this scope"
 
     def reserve(
-        self, scope: str, key: str, owner: str, proof: Proof, failure: Callable[[], UsinaError], alive: str | None = None
+        self,
+        scope: str,
+        key: str,
+        owner: str,
+        proof: Proof,
+        failure: Callable[[], UsinaError],
+        alive: str | None = None,
     ) -> None:
         """Take `key` in `scope` for `owner`, or raise `failure`; with `alive`, only while that resource stays."""
         if alive is None:
@@ -238,7 +250,13 @@ class Work:
         """Count `amounts` (negative: give back) against the quota of `scope`. Raises `QuotaExceeded`."""
         if amounts:
             values = {f"b_{m}": getattr(amounts, m) for m in MEASURES}
-            self.write(COUNT, _CHARGE, {"b_scope": scope} | values, 1, lambda: QuotaExceeded("quota", data={"scope": scope}))
+            self.write(
+                COUNT,
+                _CHARGE,
+                {"b_scope": scope} | values,
+                1,
+                lambda: QuotaExceeded("quota", data={"scope": scope}),
+            )
 
     # --- claims
 
@@ -264,7 +282,7 @@ class Work:
             if one.cores or one.memory or one.disk:
                 self.write(COUNT, _GIVE_BACK, {"b_provider": one.provider} | _sizes(one), 1)
 
-    def drop_claim(self, resource: str, provider: str, lease: Lease) -> None:
+    def drop_claim(self, resource: str, provider: str, proof: Proof) -> None:
         """Release the claim row of `resource` on one provider without touching totals (the caller accounts)."""
         self.write(FREE, _DROP_CLAIM, {"b_resource": resource, "b_provider": provider}, 1)
 
@@ -318,6 +336,6 @@ class RepeatedRequest(Conflict):
         super().__init__("this Idempotency-Key is in use", field="Idempotency-Key")
 
 
-def missing(kind: str) -> Callable[[], UsinaError]:
+def missing(kind: str, field: str | None = None) -> Callable[[], UsinaError]:
     """The failure for something that was there and is gone."""
-    return lambda: NotFound(f"{kind} not found")
+    return lambda: NotFound(f"{kind} not found", field=field)

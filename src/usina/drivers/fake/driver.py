@@ -203,9 +203,7 @@ class FakeDriver:
     async def console(self, handle: str) -> Console:
         return _Echo(self._guest(handle).handle)
 
-    async def dial(
-        self, handle: str, address: str, port: int
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def dial(self, handle: str, address: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         raise DriverError("a pretended guest has no network")
 
     async def close(self) -> None:
@@ -226,7 +224,10 @@ class FakeDriver:
         return guest
 
     def _change(
-        self, handle: str, act: Callable[[Guest], object], unless: Callable[[Guest], bool] = lambda guest: False
+        self,
+        handle: str,
+        act: Callable[[Guest], object],
+        unless: Callable[[Guest], bool] = lambda guest: False,
     ) -> None:
         guest = self._guest(handle)
         if not unless(guest):

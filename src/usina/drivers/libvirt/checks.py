@@ -1,3 +1,5 @@
 from usina.ports.driver import Check
+
+
 async def diagnose() -> list[Check]:
     return []

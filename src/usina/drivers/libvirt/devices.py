@@ -66,7 +66,9 @@ def _sides(domain: libvirt.virDomain) -> list[tuple[int, Element]]:
 
 
 def _free_target(domain: libvirt.virDomain) -> str:
-    taken = {target.get("dev") for _, tree in _sides(domain) for target in tree.iterfind("devices/disk/target")}
+    taken = {
+        target.get("dev") for _, tree in _sides(domain) for target in tree.iterfind("devices/disk/target")
+    }
     return next(name for name in map(disk_target, range(1, len(taken) + 2)) if name not in taken)
 
 

@@ -175,7 +175,9 @@ class LibvirtDriver:
         await self._do("rebuild the guest", lambda conn: self._guests(conn).mark(plan.handle, rebuilds=token))
 
     async def snapshot(self, handle: str, name: str) -> None:
-        await self._do("take the snapshot", lambda conn: snapshots.take(self._guests(conn).need(handle), name))
+        await self._do(
+            "take the snapshot", lambda conn: snapshots.take(self._guests(conn).need(handle), name)
+        )
 
     async def restore(self, handle: str, name: str, token: int) -> None:
         if await self._is_done(handle, "restore", token):
@@ -218,7 +220,9 @@ class LibvirtDriver:
         await self._do("attach the interface", attach)
 
     async def detach_interface(self, handle: str, mac: str) -> None:
-        await self._unplug(handle, "detach the interface", lambda domain: devices.unplug_interface(domain, mac))
+        await self._unplug(
+            handle, "detach the interface", lambda domain: devices.unplug_interface(domain, mac)
+        )
         await self._do("detach the interface", lambda conn: self._filters(conn).remove(handle, mac))
 
     async def set_rules(self, handle: str, mac: str, rules: tuple[Rule, ...]) -> None:
@@ -363,7 +367,9 @@ class LibvirtDriver:
         """A volume in use is grown by the guest's own process, which tells the guest."""
         for domain in self._guests(conn).all():
             with suppress_missing():
-                disk = attached_volumes(parse(domain.XMLDesc())).get(plan.handle) if domain.isActive() else None
+                disk = (
+                    attached_volumes(parse(domain.XMLDesc())).get(plan.handle) if domain.isActive() else None
+                )
                 target = disk.find("target") if disk is not None else None
                 if target is not None:
                     domain.blockResize(target.get("dev"), plan.size, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)

@@ -69,7 +69,11 @@ def _filter(name: str) -> Element:
 
 def _link_layer(filter_: Element) -> None:
     for protocol in ("arp", "ipv4"):
-        add(add(filter_, "rule", action="accept", direction="inout", priority=-500), "mac", protocolid=protocol)
+        add(
+            add(filter_, "rule", action="accept", direction="inout", priority=-500),
+            "mac",
+            protocolid=protocol,
+        )
     add(add(filter_, "rule", action="drop", direction="inout", priority=1000), "mac")
 
 

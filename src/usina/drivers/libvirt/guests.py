@@ -175,7 +175,8 @@ def see(domain: libvirt.virDomain) -> Present:
         macs=frozenset(attached_macs(tree)),
         snapshots=frozenset(domain.snapshotListNames()),
         marks=metadata.read_marks(tree),
-        crashed=state == libvirt.VIR_DOMAIN_CRASHED or (state == libvirt.VIR_DOMAIN_SHUTOFF and reason in _DIED),
+        crashed=state == libvirt.VIR_DOMAIN_CRASHED
+        or (state == libvirt.VIR_DOMAIN_SHUTOFF and reason in _DIED),
         accelerator="kvm" if tree.get("type") == "kvm" else "tcg",
     )
 

@@ -72,7 +72,11 @@ def build_inventory(texts: Texts, accelerator: Accelerator, *, session: bool) ->
 
 def read_nodes(capabilities: Element, host_memory: int) -> tuple[NumaNode, ...]:
     """NUMA nodes with processors, by number. Memory of huge page pools is not counted as ordinary memory."""
-    cells = [cell for cell in capabilities.iterfind("host/topology/cells/cell") if cell.find("cpus/cpu") is not None]
+    cells = [
+        cell
+        for cell in capabilities.iterfind("host/topology/cells/cell")
+        if cell.find("cpus/cpu") is not None
+    ]
     nodes = (_node(cell, host_memory if len(cells) == 1 else 0) for cell in cells)
     return tuple(sorted(nodes, key=lambda node: node.id))
 
@@ -120,7 +124,7 @@ def _traits(
     if session:
         yield "session"
         return
-    yield "multiqueue"
+    yield from ("multiqueue", "pinning")
     if has_iommu(texts.devices):
         yield "pci-passthrough"
     if any(device.mdev_types for device in devices):
@@ -183,12 +187,16 @@ def _mdev_types(pci: Element) -> Mapping[str, int]:
 
 
 def _address(pci: Element) -> str:
-    domain, bus, slot, function = (int(pci.findtext(part, "0")) for part in ("domain", "bus", "slot", "function"))
+    domain, bus, slot, function = (
+        int(pci.findtext(part, "0")) for part in ("domain", "bus", "slot", "function")
+    )
     return f"{domain:04x}:{bus:02x}:{slot:02x}.{function:x}"
 
 
 def _address_of(element: Element) -> str:
-    domain, bus, slot, function = (int(element.get(part, "0x0"), 16) for part in ("domain", "bus", "slot", "function"))
+    domain, bus, slot, function = (
+        int(element.get(part, "0x0"), 16) for part in ("domain", "bus", "slot", "function")
+    )
     return f"{domain:04x}:{bus:02x}:{slot:02x}.{function:x}"
 
 

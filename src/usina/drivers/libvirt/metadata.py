@@ -35,10 +35,12 @@ def read_marks(element: Element | None) -> dict[str, int]:
 
 
 def with_mark(guest_xml: str, name: str, token: int) -> str:
-    """A `guest` element's text with one mark set."""
+    """A `guest` element's text with one mark set.
+
+    Without a namespace on both sides: libvirt strips it when it gives the element out, and adds it when it takes it in.
+    """
     guest = parse(guest_xml)
-    tag = f"{{{USINA}}}mark"
-    for mark in [mark for mark in guest.findall(tag) if mark.get("name") == name]:
+    for mark in [mark for mark in guest.findall("mark") if mark.get("name") == name]:
         guest.remove(mark)
-    add(guest, tag, name=name, token=token)
+    add(guest, "mark", name=name, token=token)
     return render(guest)

@@ -23,7 +23,9 @@ def take(domain: libvirt.virDomain, name: str) -> None:
     if tree.find("os/loader[@type='pflash']") is not None or tree.find("os[@firmware='efi']") is not None:
         raise DriverError("a guest with UEFI firmware cannot be snapshotted; use BIOS", lasting=True)
     if domain.isActive() and attached_volumes(tree):
-        raise DriverError("a running guest with volumes cannot be snapshotted; stop it or detach them", lasting=True)
+        raise DriverError(
+            "a running guest with volumes cannot be snapshotted; stop it or detach them", lasting=True
+        )
     domain.snapshotCreateXML(_snapshot_xml(name, tree))
 
 

@@ -76,7 +76,9 @@ class Storage:
             return None
         copy = stamps[0].removesuffix(".ready")
         parts = {kind: f"{copy}.{kind}" for kind in ("disk", "kernel", "initrd")}
-        return StoredImage(**{kind: self.path(name) if name in present else "" for kind, name in parts.items()})
+        return StoredImage(
+            **{kind: self.path(name) if name in present else "" for kind, name in parts.items()}
+        )
 
     def ensure_image(self, image: ImageFiles) -> None:
         if self.find_image(image.digest) is not None:
@@ -221,7 +223,13 @@ class Storage:
         return volume
 
     def _create(
-        self, name: str, size: int, *, format: str = "raw", mode: str = _PRIVATE, backing: tuple[str, str] = ("", "")
+        self,
+        name: str,
+        size: int,
+        *,
+        format: str = "raw",
+        mode: str = _PRIVATE,
+        backing: tuple[str, str] = ("", ""),
     ) -> libvirt.virStorageVol:
         xml = _volume_xml(name, size, format, mode, backing)
         try:

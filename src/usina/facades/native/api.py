@@ -1,0 +1,89 @@
+"""The native API as one ASGI application, mounted at ``/api``: routes under ``/v1``, its document beside them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from usina import __version__
+from usina.app.context import House
+from usina.core.errors import UsinaError
+from usina.facades.native import door, events, goods, hosts, identity, machines, streams
+from usina.facades.native.views import Problem, SignOut, reply
+
+_ABOUT = """One control plane for machines, networks, images and their owners.
+
+Send your key as `Authorization: Bearer usk-…`. Orders answer at once; what is wanted is `spec`, what is seen is
+`status`, and `phase` says how far apart they are. Errors are problem+json (RFC 9457) and name the `field`."""
+
+
+def make(house: House) -> FastAPI:
+    """The application for one house."""
+    app = FastAPI(
+        title="Usina",
+        version=__version__,
+        description=_ABOUT,
+        docs_url="/docs",
+        redoc_url=None,
+        openapi_url="/openapi.json",
+    )
+    app.state.house = house
+    app.add_middleware(door.BodyLimit)
+    app.add_exception_handler(UsinaError, door.on_usina_error)
+    app.add_exception_handler(RequestValidationError, door.on_validation)
+    app.add_exception_handler(HTTPException, door.on_http)
+    app.add_exception_handler(Exception, door.on_crash)
+    routers = (
+        _about(house),
+        machines.router,
+        goods.volumes,
+        goods.networks,
+        goods.groups,
+        goods.forwards,
+        goods.images_router,
+        hosts.router,
+        identity.router,
+        events.router,
+        streams.router,
+    )
+    for router in routers:
+        app.include_router(router, prefix="/v1")
+    _describe(app)
+    return app
+
+
+def _about(house: House) -> APIRouter:
+    router = APIRouter(tags=["site"], responses=door.problems(401))
+
+    @router.get("/site", response_model=SignOut, summary="What this site offers")
+    async def site(context: door.Reader) -> Response:
+        drivers = {name: {"summary": p.summary, "options": p.options} for name, p in house.plugins.items()}
+        return reply({"version": __version__, "drivers": drivers, "recipes": sorted(house.recipes)})
+
+    return router
+
+
+def _describe(app: FastAPI) -> None:
+    """The OpenAPI document: one way to authenticate, one shape of error."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = plain()
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            described = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(described.pop("$defs", {}))
+            schemas["Problem"] = described
+            for unused in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(unused, None)
+            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            document["security"] = [{"key": []}]
+            document["servers"] = [{"url": "/api"}]
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,72 @@
+"""Hosts at the native door: the operator's."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+from starlette.responses import Response
+
+from usina.app import hosts
+from usina.core.capacity import HostState
+from usina.facades.native.door import Reader, RefPath, problems
+from usina.facades.native.models import HostIn
+from usina.facades.native.views import ClaimList, HostList, HostOut, claim_view, host_view, reply
+
+router = APIRouter(prefix="/hosts", tags=["hosts"], responses=problems(401, 403, 404, 409, 413, 422, 503))
+
+DevicePath = Annotated[str, Path(pattern=r"^[0-9A-Za-z:._-]{1,64}$", description="PCI address")]
+
+
+@router.post("", status_code=201, response_model=HostOut, summary="Take a host into service")
+async def add(context: Reader, body: HostIn) -> Response:
+    """It is probed first; one that does not answer is not added."""
+    return reply(host_view(await hosts.add(context, body.name, body.driver, body.options, body.cpu_ratio)), 201)
+
+
+@router.get("", response_model=HostList, summary="List hosts")
+async def list_hosts(context: Reader) -> Response:
+    return reply({"items": [host_view(h) for h in await hosts.list_hosts(context)], "next": None})
+
+
+@router.get("/{ref}", response_model=HostOut, summary="Show a host")
+async def show(context: Reader, ref: RefPath) -> Response:
+    return reply(host_view(await hosts.find(context, ref)))
+
+
+@router.get("/{ref}/claims", response_model=ClaimList, summary="What is held on a host")
+async def claims(context: Reader, ref: RefPath) -> Response:
+    held = await hosts.claims_on(context, ref)
+    return reply({"items": [claim_view(id, claim) for id, claim in held.items()], "next": None})
+
+
+@router.post("/{ref}/cordon", response_model=HostOut, summary="Nothing new on this host")
+async def cordon(context: Reader, ref: RefPath) -> Response:
+    return reply(host_view(await hosts.set_state(context, ref, HostState.CORDONED)))
+
+
+@router.post("/{ref}/drain", response_model=HostOut, summary="Nothing new, and stop what runs")
+async def drain(context: Reader, ref: RefPath) -> Response:
+    return reply(host_view(await hosts.set_state(context, ref, HostState.DRAINING)))
+
+
+@router.post("/{ref}/enable", response_model=HostOut, summary="Back into service")
+async def enable(context: Reader, ref: RefPath) -> Response:
+    return reply(host_view(await hosts.set_state(context, ref, HostState.ENABLED)))
+
+
+@router.post("/{ref}/devices/{address}/cordon", response_model=HostOut, summary="One device out of service")
+async def cordon_device(context: Reader, ref: RefPath, address: DevicePath) -> Response:
+    return reply(host_view(await hosts.cordon_device(context, ref, address, True)))
+
+
+@router.post("/{ref}/devices/{address}/enable", response_model=HostOut, summary="One device back into service")
+async def enable_device(context: Reader, ref: RefPath, address: DevicePath) -> Response:
+    return reply(host_view(await hosts.cordon_device(context, ref, address, False)))
+
+
+@router.delete("/{ref}", status_code=204, response_class=Response, summary="Remove a host")
+async def remove(context: Reader, ref: RefPath) -> Response:
+    """Refused while anything is on it."""
+    await hosts.remove(context, ref)
+    return Response(status_code=204)

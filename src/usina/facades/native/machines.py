@@ -1,0 +1,193 @@
+"""Machines at the native door."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+from starlette.responses import Response
+
+from usina.app import access, machines, resources
+from usina.app.resources import Filter
+from usina.core.capacity import DeviceRequest
+from usina.core.machine import Power
+from usina.core.resource import Kind, Phase
+from usina.facades.native.door import Caller, Cursor, IfMatch, Limit, ProjectQuery, Reader, RefPath, problems
+from usina.facades.native.models import (
+    NAME,
+    REF,
+    AttachIn,
+    CardIn,
+    MachineChange,
+    MachineIn,
+    RebuildIn,
+    SnapshotIn,
+)
+from usina.facades.native.views import ResourceOut, ResourcePage, one, page, resource_view
+
+router = APIRouter(prefix="/machines", tags=["machines"], responses=problems(401, 403, 404, 409, 413, 422, 503))
+
+SnapshotPath = Annotated[str, Path(pattern=NAME, max_length=63)]
+MacPath = Annotated[str, Path(pattern=r"^[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}$")]
+VolumePath = Annotated[str, Path(pattern=REF, max_length=64)]
+
+
+@router.post("", status_code=201, response_model=ResourceOut, summary="Order a machine")
+async def create(context: Caller, body: MachineIn) -> Response:
+    """Answers at once with phase `pending`; follow the events, or read it again, until it is `running`."""
+    order = machines.MachineOrder(
+        name=body.name,
+        image=body.image,
+        project=body.project,
+        cores=body.cores,
+        memory=body.memory,
+        disk=body.disk,
+        interfaces=tuple(_card(card) for card in body.interfaces),
+        volumes=tuple(body.volumes),
+        ssh_keys=None if body.ssh_keys is None else tuple(body.ssh_keys),
+        user_data=body.user_data,
+        hostname=body.hostname,
+        pinned=body.pinned,
+        numa_nodes=body.numa_nodes,
+        hugepage=body.hugepage,
+        firmware=body.firmware,
+        queues=body.queues,
+        devices=tuple(DeviceRequest(d.kind, d.count, d.model, d.mdev_type) for d in body.devices),
+        restart=body.restart,
+        host=body.host,
+        labels=body.labels,
+    )
+    return one(await machines.create(context, order), 201)
+
+
+def _card(card: CardIn) -> machines.CardOrder:
+    return machines.CardOrder(card.network, tuple(card.security_groups), card.address)
+
+
+@router.get("", response_model=ResourcePage, summary="List machines")
+async def list_machines(
+    context: Reader,
+    project: ProjectQuery = None,
+    phase: Phase | None = None,
+    name: Annotated[str | None, Query(pattern=NAME, max_length=63)] = None,
+    host: Annotated[str | None, Query(pattern=REF, max_length=64, description="For operators.")] = None,
+    cursor: Cursor = "",
+    limit: Limit = 100,
+) -> Response:
+    found = await resources.list_page(context, Kind.MACHINE, Filter(project, phase, name, host, cursor, limit))
+    return page([resource_view(machine) for machine in found], limit)
+
+
+@router.get("/{ref}", response_model=ResourceOut, summary="Show a machine")
+async def show(context: Reader, ref: RefPath, project: ProjectQuery = None) -> Response:
+    return one(await resources.get(context, Kind.MACHINE, ref, project))
+
+
+@router.patch("/{ref}", response_model=ResourceOut, summary="Resize a machine")
+async def change(
+    context: Reader, ref: RefPath, body: MachineChange, if_match: IfMatch, project: ProjectQuery = None
+) -> Response:
+    changed = await machines.resize(
+        context,
+        ref,
+        project,
+        cores=body.cores,
+        memory=body.memory,
+        disk=body.disk,
+        labels=body.labels,
+        if_match=if_match,
+    )
+    return one(changed)
+
+
+@router.delete("/{ref}", status_code=202, response_model=ResourceOut, summary="Delete a machine")
+async def delete(context: Reader, ref: RefPath, if_match: IfMatch, project: ProjectQuery = None) -> Response:
+    """Its forwards go with it, its volumes stay."""
+    return one(await machines.delete(context, ref, project, if_match), 202)
+
+
+@router.post("/{ref}/start", status_code=202, response_model=ResourceOut, summary="Start")
+async def start(context: Reader, ref: RefPath, if_match: IfMatch, project: ProjectQuery = None) -> Response:
+    return one(await machines.power(context, ref, Power.ON, project, if_match), 202)
+
+
+@router.post("/{ref}/stop", status_code=202, response_model=ResourceOut, summary="Stop")
+async def stop(context: Reader, ref: RefPath, if_match: IfMatch, project: ProjectQuery = None) -> Response:
+    """Asks the guest to power off; pulls the plug after 30 seconds."""
+    return one(await machines.power(context, ref, Power.OFF, project, if_match), 202)
+
+
+@router.post("/{ref}/suspend", status_code=202, response_model=ResourceOut, summary="Suspend")
+async def suspend(context: Reader, ref: RefPath, if_match: IfMatch, project: ProjectQuery = None) -> Response:
+    return one(await machines.power(context, ref, Power.SUSPENDED, project, if_match), 202)
+
+
+@router.post("/{ref}/resume", status_code=202, response_model=ResourceOut, summary="Resume")
+async def resume(context: Reader, ref: RefPath, if_match: IfMatch, project: ProjectQuery = None) -> Response:
+    return one(await machines.power(context, ref, Power.ON, project, if_match), 202)
+
+
+@router.post("/{ref}/reboot", status_code=202, response_model=ResourceOut, summary="Reboot")
+async def reboot(context: Reader, ref: RefPath, if_match: IfMatch, project: ProjectQuery = None) -> Response:
+    return one(await machines.reboot(context, ref, project, if_match), 202)
+
+
+@router.post("/{ref}/rebuild", status_code=202, response_model=ResourceOut, summary="Rebuild from an image")
+async def rebuild(
+    context: Reader, ref: RefPath, body: RebuildIn, if_match: IfMatch, project: ProjectQuery = None
+) -> Response:
+    """A fresh root disk. What was on the old one, and its snapshots, are lost."""
+    return one(await machines.rebuild(context, ref, project, body.image, if_match), 202)
+
+
+@router.post("/{ref}/snapshots", status_code=202, response_model=ResourceOut, summary="Take a snapshot")
+async def snapshot(context: Reader, ref: RefPath, body: SnapshotIn, project: ProjectQuery = None) -> Response:
+    return one(await machines.snapshot(context, ref, body.name, project), 202)
+
+
+@router.post(
+    "/{ref}/snapshots/{snapshot}/restore",
+    status_code=202,
+    response_model=ResourceOut,
+    summary="Go back to a snapshot",
+)
+async def restore(context: Reader, ref: RefPath, snapshot: SnapshotPath, project: ProjectQuery = None) -> Response:
+    return one(await machines.restore(context, ref, snapshot, project), 202)
+
+
+@router.delete("/{ref}/snapshots/{snapshot}", status_code=202, response_model=ResourceOut, summary="Give up a snapshot")
+async def drop_snapshot(
+    context: Reader, ref: RefPath, snapshot: SnapshotPath, project: ProjectQuery = None
+) -> Response:
+    return one(await machines.drop_snapshot(context, ref, snapshot, project), 202)
+
+
+@router.post("/{ref}/volumes", status_code=202, response_model=ResourceOut, summary="Attach a volume")
+async def attach_volume(context: Reader, ref: RefPath, body: AttachIn, project: ProjectQuery = None) -> Response:
+    return one(await machines.attach_volume(context, ref, body.volume, project), 202)
+
+
+@router.delete("/{ref}/volumes/{volume}", status_code=202, response_model=ResourceOut, summary="Detach a volume")
+async def detach_volume(context: Reader, ref: RefPath, volume: VolumePath, project: ProjectQuery = None) -> Response:
+    return one(await machines.detach_volume(context, ref, volume, project), 202)
+
+
+@router.post("/{ref}/interfaces", status_code=202, response_model=ResourceOut, summary="Attach an interface")
+async def attach_interface(context: Reader, ref: RefPath, body: CardIn, project: ProjectQuery = None) -> Response:
+    return one(await machines.attach_interface(context, ref, _card(body), project), 202)
+
+
+@router.delete("/{ref}/interfaces/{mac}", status_code=202, response_model=ResourceOut, summary="Detach an interface")
+async def detach_interface(context: Reader, ref: RefPath, mac: MacPath, project: ProjectQuery = None) -> Response:
+    return one(await machines.detach_interface(context, ref, mac, project), 202)
+
+
+@router.get(
+    "/{ref}/console-log",
+    summary="What the guest wrote to its console",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "The newest MiB"}},
+)
+async def console_log(context: Reader, ref: RefPath, project: ProjectQuery = None) -> Response:
+    text = await access.console_log(context, ref, project)
+    return Response(text.decode(errors="replace"), media_type="text/plain; charset=utf-8")

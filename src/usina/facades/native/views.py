@@ -1,0 +1,418 @@
+"""What goes out at the native door: nouns as JSON, and their schemas for the OpenAPI document.
+
+Bodies are written by msgspec from plain dictionaries; the pydantic models below only describe them (and a test holds
+the one against the other).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from usina.core.capacity import Claim, Device
+from usina.core.event import Event
+from usina.core.resource import Condition
+from usina.core.tenancy import MEASURES, Key, Member, Project, Quota, Tenant
+from usina.core.units import iso
+from usina.store.hosts import Host
+from usina.store.rows import AnyResource
+
+encode = msgspec.json.encode
+
+
+class ConditionOut(BaseModel):
+    kind: str
+    ok: bool
+    reason: str
+    message: str
+    since: str
+
+
+class ResourceOut(BaseModel):
+    """What a project owns: `spec` is wanted, `status` is seen, `phase` says how far apart they are."""
+
+    id: str
+    kind: str
+    tenant: str
+    project: str
+    name: str
+    phase: str
+    generation: int
+    observed: int
+    deleting: bool
+    host: str | None
+    spec: dict[str, Any]
+    status: dict[str, Any]
+    conditions: list[ConditionOut]
+    labels: dict[str, str]
+    created_at: str
+    updated_at: str
+
+
+class ResourcePage(BaseModel):
+    items: list[ResourceOut]
+    next: str | None
+
+
+class TenantOut(BaseModel):
+    id: str
+    name: str
+    created_at: str
+
+
+class TenantPage(BaseModel):
+    items: list[TenantOut]
+    next: str | None
+
+
+class ProjectOut(BaseModel):
+    id: str
+    tenant: str
+    name: str
+    created_at: str
+
+
+class ProjectPage(BaseModel):
+    items: list[ProjectOut]
+    next: str | None
+
+
+class MemberOut(BaseModel):
+    id: str
+    tenant: str | None
+    name: str
+    email: str
+    ssh_keys: list[str]
+    disabled: bool
+    roles: dict[str, str]
+    created_at: str
+
+
+class MemberPage(BaseModel):
+    items: list[MemberOut]
+    next: str | None
+
+
+class KeyOut(BaseModel):
+    id: str
+    member: str
+    name: str
+    version: int
+    project: str | None
+    role: str | None
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+    last_used_at: str | None
+
+
+class KeyPage(BaseModel):
+    items: list[KeyOut]
+    next: str | None
+
+
+class FreshKeyOut(KeyOut):
+    """Shown once."""
+
+    secret: str
+    token: str
+
+
+class QuotaOut(BaseModel):
+    scope: str
+    limits: dict[str, int | None]
+    used: dict[str, int]
+
+
+class DeviceOut(BaseModel):
+    address: str
+    kind: str
+    model: str
+    vendor: str
+    node: int | None
+    memory: int
+    parent: str | None
+    cordoned: bool
+    taken: bool
+
+
+class HostOut(BaseModel):
+    id: str
+    name: str
+    driver: str
+    state: str
+    reachable: bool
+    message: str
+    generation: int
+    cpu_ratio: float
+    cores: int
+    memory: int
+    disk: int
+    used: dict[str, int]
+    nodes: list[dict[str, Any]]
+    devices: list[DeviceOut]
+    traits: list[str]
+    facts: dict[str, str]
+    options: dict[str, Any]
+    created_at: str
+
+
+class HostList(BaseModel):
+    items: list[HostOut]
+    next: str | None
+
+
+class ClaimOut(BaseModel):
+    resource: str
+    cores: int
+    memory: int
+    disk: int
+    cpus: list[int]
+    nodes: list[int]
+    hugepage: int
+    devices: list[str]
+
+
+class ClaimList(BaseModel):
+    items: list[ClaimOut]
+    next: str | None
+
+
+class EventOut(BaseModel):
+    seq: int
+    at: str
+    kind: str
+    subject: str
+    related: str | None
+    tenant: str | None
+    project: str | None
+    actor: str
+    cause: str
+    text: str
+    data: dict[str, Any]
+
+
+class EventPage(BaseModel):
+    items: list[EventOut]
+    next: str | None
+
+
+class WhoAmI(BaseModel):
+    member: str
+    name: str
+    tenant: str | None
+    key: str
+    project: str | None
+    roles: dict[str, str]
+
+
+class OffsetOut(BaseModel):
+    offset: int
+
+
+class SignOut(BaseModel):
+    """What this site offers: drivers and image recipes."""
+
+    version: str
+    drivers: dict[str, Any]
+    recipes: list[str]
+
+
+class FieldProblem(BaseModel):
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """RFC 9457. `code` is stable; `field` names what is wrong in the request."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    field: str | None = None
+    errors: list[FieldProblem] = []
+    data: dict[str, Any] = {}
+    request_id: str | None = None
+
+
+def reply(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(encode(content), status, headers, "application/json")
+
+
+def one(resource: AnyResource, status: int = 200) -> Response:
+    """A resource, with its generation as ETag."""
+    return reply(resource_view(resource), status, {"ETag": f'"{resource.generation}"'})
+
+
+def page(items: Sequence[Any], limit: int) -> Response:
+    """A page of views; `next` is the cursor of the following page, None on the last."""
+    return reply({"items": items, "next": items[-1]["id"] if len(items) == limit else None})
+
+
+def resource_view(resource: AnyResource) -> dict[str, Any]:
+    return {
+        "id": resource.id,
+        "kind": resource.kind.value,
+        "tenant": resource.tenant,
+        "project": resource.project,
+        "name": resource.name,
+        "phase": resource.phase.value,
+        "generation": resource.generation,
+        "observed": resource.observed,
+        "deleting": resource.deleting,
+        "host": resource.provider,
+        "spec": resource.spec,
+        "status": _status(resource),
+        "conditions": [_condition(c) for c in resource.conditions],
+        "labels": resource.labels,
+        "created_at": iso(resource.created_at),
+        "updated_at": iso(resource.updated_at),
+    }
+
+
+def _status(resource: AnyResource) -> Any:
+    """Paths on the control plane's disk are nobody's business."""
+    files = getattr(resource.status, "files", None)
+    if files is None:
+        return resource.status
+    shown = {"sha256": files.digest, "format": files.format, "virtual_size": files.virtual_size}
+    return {"progress": resource.status.progress, "message": resource.status.message} | shown
+
+
+def _condition(condition: Condition) -> dict[str, Any]:
+    return {
+        "kind": condition.kind,
+        "ok": condition.ok,
+        "reason": condition.reason,
+        "message": condition.message,
+        "since": iso(condition.since),
+    }
+
+
+def tenant_view(tenant: Tenant) -> dict[str, Any]:
+    return {"id": tenant.id, "name": tenant.name, "created_at": iso(tenant.created_at)}
+
+
+def project_view(project: Project) -> dict[str, Any]:
+    return {
+        "id": project.id,
+        "tenant": project.tenant,
+        "name": project.name,
+        "created_at": iso(project.created_at),
+    }
+
+
+def member_view(member: Member) -> dict[str, Any]:
+    return {
+        "id": member.id,
+        "tenant": member.tenant,
+        "name": member.name,
+        "email": member.email,
+        "ssh_keys": member.ssh_keys,
+        "disabled": member.disabled,
+        "roles": {scope: role.word for scope, role in member.roles.items()},
+        "created_at": iso(member.created_at),
+    }
+
+
+def key_view(key: Key) -> dict[str, Any]:
+    return {
+        "id": key.id,
+        "member": key.member,
+        "name": key.name,
+        "version": key.version,
+        "project": key.project,
+        "role": key.role.word if key.role is not None else None,
+        "created_at": iso(key.created_at),
+        "expires_at": iso(key.expires_at),
+        "revoked_at": iso(key.revoked_at),
+        "last_used_at": iso(key.last_used_at),
+    }
+
+
+def quota_view(quota: Quota) -> dict[str, Any]:
+    used = {measure: getattr(quota.used, measure) for measure in MEASURES}
+    return {"scope": quota.scope, "limits": quota.limits, "used": used}
+
+
+def host_view(host: Host) -> dict[str, Any]:
+    provider = host.provider
+    inventory = provider.inventory
+    return {
+        "id": host.id,
+        "name": host.name,
+        "driver": provider.driver,
+        "state": provider.state.value,
+        "reachable": provider.reachable,
+        "message": host.message,
+        "generation": provider.generation,
+        "cpu_ratio": provider.cpu_ratio,
+        "cores": inventory.cores,
+        "memory": inventory.memory,
+        "disk": inventory.disk,
+        "used": {"cores": provider.used_cores, "memory": provider.used_memory, "disk": provider.used_disk},
+        "nodes": [
+            {
+                "id": n.id,
+                "cpus": n.cpus,
+                "memory": n.memory,
+                "hugepages": {str(k): v for k, v in n.hugepages.items()},
+            }
+            for n in inventory.nodes
+        ],
+        "devices": [_device(d, host) for d in inventory.devices],
+        "traits": sorted(inventory.traits),
+        "facts": inventory.facts,
+        "options": host.options,
+        "created_at": iso(host.created_at),
+    }
+
+
+def _device(device: Device, host: Host) -> dict[str, Any]:
+    taken = host.provider.taken_devices
+    return {
+        "address": device.address,
+        "kind": device.kind.value,
+        "model": device.model,
+        "vendor": device.vendor,
+        "node": device.node,
+        "memory": device.memory,
+        "parent": device.parent,
+        "cordoned": device.address in host.provider.cordoned_devices,
+        "taken": any(one == device.address or one.startswith(device.address + "/") for one in taken),
+    }
+
+
+def claim_view(resource: str, claim: Claim) -> dict[str, Any]:
+    return {
+        "resource": resource,
+        "cores": claim.cores,
+        "memory": claim.memory,
+        "disk": claim.disk,
+        "cpus": claim.cpus,
+        "nodes": claim.nodes,
+        "hugepage": claim.hugepage,
+        "devices": claim.devices,
+    }
+
+
+def event_view(event: Event) -> dict[str, Any]:
+    return {
+        "seq": event.seq,
+        "at": iso(event.at),
+        "kind": event.kind,
+        "subject": event.subject,
+        "related": event.related,
+        "tenant": event.tenant,
+        "project": event.project,
+        "actor": event.actor,
+        "cause": event.cause,
+        "text": event.text,
+        "data": event.data,
+    }

@@ -1,0 +1,17 @@
+"""Facade: a door that speaks one protocol. A new door is one folder that exports `PLUGIN`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class FacadePlugin:
+    """What a facade folder exports as `PLUGIN`."""
+
+    name: str
+    summary: str
+    mount: str  # path prefix, for example "/api/v1"
+    app: Callable[[Any], Any]  # app.context.House -> ASGI application

@@ -1,0 +1,60 @@
+"""Finds plugins: every folder on a shelf that exports `PLUGIN`, and every entry point of the shelf's group.
+
+A plugin whose library is not installed is left out, with the reason, so that one missing extra never stops a factory.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from usina.ports.driver import DriverPlugin
+from usina.ports.facade import FacadePlugin
+
+Plugin = TypeVar("Plugin")
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf(Generic[Plugin]):
+    """What was found, by name, and what could not be used, with the reason."""
+
+    plugins: dict[str, Plugin] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def drivers() -> Shelf[DriverPlugin]:
+    return _discover("usina.drivers", DriverPlugin)
+
+
+def facades() -> Shelf[FacadePlugin]:
+    return _discover("usina.facades", FacadePlugin)
+
+
+def _discover(shelf: str, kind: type[Plugin]) -> Shelf[Plugin]:
+    found: Shelf[Plugin] = Shelf()
+    package = importlib.import_module(shelf)
+    for module in pkgutil.iter_modules(package.__path__):
+        _take(
+            found,
+            module.name,
+            kind,
+            lambda name=module.name: importlib.import_module(f"{shelf}.{name}").PLUGIN,
+        )
+    for entry in entry_points(group=shelf):
+        _take(found, entry.name, kind, entry.load)
+    return found
+
+
+def _take(found: Shelf[Plugin], name: str, kind: type[Plugin], load: Any) -> None:
+    try:
+        plugin = load()
+    except ImportError as error:
+        found.missing[name] = str(error)
+        return
+    if not isinstance(plugin, kind):
+        found.missing[name] = f"PLUGIN is not a {kind.__name__}"
+        return
+    found.plugins[getattr(plugin, "name", name)] = plugin

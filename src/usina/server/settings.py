@@ -1,0 +1,59 @@
+"""Settings of one control-plane process: a data folder, a port, a database URL, the roles it plays."""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+from usina.core.units import GiB
+
+ROLES = frozenset({"api", "engine"})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    data_dir: Path
+    port: int = 8470
+    bind: str = "127.0.0.1"
+    database: str = ""  # empty: SQLite in the data folder
+    master_key_file: Path | None = None  # shared by every control plane of one site
+    roles: frozenset[str] = field(default=ROLES)
+    local_host: bool = True  # take this machine into service when the site is founded
+    allow_private_urls: bool = False  # let images be fetched from private addresses
+    upload_limit: int = 64 * GiB
+
+    @property
+    def database_url(self) -> str:
+        return self.database or f"sqlite:///{self.data_dir / 'usina.db'}"
+
+    @property
+    def endpoint(self) -> str:
+        host = "127.0.0.1" if self.bind in ("0.0.0.0", "::") else self.bind  # noqa: S104
+        return f"http://{host}:{self.port}"
+
+
+def master_key(settings: Settings) -> bytes:
+    """The 32 bytes that every secret is derived from; made on the first start, mode 600, never in the database."""
+    path = settings.master_key_file or settings.data_dir / "master.key"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        key = bytes.fromhex(path.read_text().strip())
+        if len(key) != 32:
+            raise ValueError(f"{path} is not a master key") from None
+        return key
+    key = secrets.token_bytes(32)
+    with os.fdopen(fd, "w") as file:
+        file.write(key.hex() + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return key
+
+
+def factory_id(master: bytes) -> str:
+    """Eight characters that mark what belongs to this site on shared hosts; the same for all its control planes."""
+    return hmac.new(master, b"factory", sha256).hexdigest()[:8]

@@ -1,0 +1,50 @@
+"""The ASGI application of a process: health, metrics, and every facade at its mount."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+
+from usina import __version__
+from usina.app.context import House
+from usina.ports.facade import FacadePlugin
+
+_FRONT = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Usina</title>
+<meta name="viewport" content="width=device-width,initial-scale=1">
+<style>body{{font:16px/1.6 system-ui,sans-serif;max-width:42rem;margin:12vh auto;padding:0 1rem;color:#1c2430}}
+h1{{font-size:2.2rem;margin:0}}code,pre{{background:#f2f4f7;border-radius:6px;padding:.15rem .4rem}}
+pre{{padding:1rem;overflow:auto}}a{{color:#0b5fff}}small{{color:#667}}</style>
+<h1>Usina</h1><p>This is a factory. It answers at <code>{endpoint}</code>.</p>
+<pre>usina login {endpoint} --token usk-…
+usina machine create hello --image debian-12
+usina machine ssh hello</pre>
+<p><a href="/api/docs">API</a> · <a href="/api/openapi.json">OpenAPI 3.1</a> · <a href="/healthz">Health</a></p>
+<small>version {version}</small></html>"""
+
+
+def make_app(house: House, facades: Iterable[FacadePlugin], endpoint: str) -> Starlette:
+    """All doors of one process on one port."""
+
+    async def front(request: Request) -> Response:
+        return HTMLResponse(_FRONT.format(endpoint=escape(endpoint), version=escape(__version__)))
+
+    async def health(request: Request) -> Response:
+        try:
+            await house.store.ping()
+        except Exception:
+            return JSONResponse({"status": "database does not answer"}, 503)
+        return JSONResponse({"status": "ok", "version": __version__})
+
+    async def metrics(request: Request) -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    mounts = [Mount(facade.mount, app=facade.app(house), name=facade.name) for facade in facades]
+    return Starlette(
+        routes=[Route("/", front), Route("/healthz", health), Route("/metrics", metrics), *mounts],
+    )
