@@ -78,9 +78,12 @@ class LibvirtDriver:
             yield ""
             while True:
                 try:
-                    yield await asyncio.wait_for(changed.get(), _HEARTBEAT)
+                    async with asyncio.timeout(_HEARTBEAT):
+                        handle = await changed.get()
                 except TimeoutError:
                     await self._stay_connected()
+                else:
+                    yield handle
 
     async def observe(self, handle: str) -> Seen:
         try:

@@ -1,0 +1,224 @@
+"""The driver contract on a real libvirt with real guests, and what only real guests can show."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import libvirt
+import pytest
+import pytest_asyncio
+
+from usina.core.machine import ImageFiles, Power, Rule
+from usina.drivers.libvirt import PLUGIN
+from usina.drivers.libvirt.daemon import ensure_local_daemon
+from usina.drivers.libvirt.driver import LibvirtDriver
+from usina.ports.driver import Driver, DriverError, HostSettings
+from usina.services.images.cache import built, default_cache
+from usina.services.images.catalogue import recipe_named
+from usina.testing.driver_contract import (
+    Booted,
+    DriverContract,
+    PlanMaker,
+    made,
+    present,
+    until,
+)
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.slow,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="qemu:///system wants root"),
+]
+
+_READY = b"usina-tiny ready"
+_BOOT_PATIENCE = 90.0  # emulation on a busy machine
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def image() -> ImageFiles:
+    return await built(recipe_named("tiny"), default_cache())
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> HostSettings:
+    state = tmp_path_factory.mktemp("state")
+    return HostSettings("hst-contract", "contract", f"t{secrets.token_hex(4)}", state)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def driver(host: HostSettings, image: ImageFiles) -> AsyncIterator[Driver]:
+    ensure_local_daemon()
+    before = left_on_the_host()
+    opened = PLUGIN.open(host)
+    yield opened
+    await opened.remove_image(image.digest)
+    await opened.close()
+    assert left_on_the_host() - before == set(), "the driver left things behind"
+
+
+def left_on_the_host() -> set[str]:
+    """All that a driver could forget: names in libvirt, and files."""
+    conn = libvirt.open("qemu:///system")
+    things = {
+        *(f"domain {domain.name()}" for domain in conn.listAllDomains()),
+        *(f"network {network.name()}" for network in conn.listAllNetworks()),
+        *(f"pool {pool.name()}" for pool in conn.listAllStoragePools()),
+        *(f"filter {filter_.name()}" for filter_ in conn.listAllNWFilters()),
+    }
+    conn.close()
+    for place in ("/var/lib/usina", "/var/lib/libvirt/qemu"):
+        things |= {str(path) for path in Path(place).rglob("*.*")}
+    return things
+
+
+async def opens(driver: Driver, handle: str, address: str, port: int) -> bool:
+    try:
+        _, writer = await driver.dial(handle, address, port)
+    except DriverError:
+        return False
+    writer.close()
+    return True
+
+
+class TestLibvirtDriver(DriverContract):
+    @pytest.fixture
+    def booted(self) -> Booted:
+        async def ready(driver: Driver, handle: str) -> None:
+            async def said() -> bool:
+                return _READY in await driver.console_log(handle)
+
+            await until(said, "booting", _BOOT_PATIENCE)
+
+        return ready
+
+    async def test_a_guest_that_dies_is_told_from_one_that_went_off(
+        self, driver: LibvirtDriver, plan: PlanMaker, booted: Booted
+    ) -> None:
+        async with made(driver, plan(), running=True) as guest:
+            pid = int(Path(f"/run/libvirt/qemu/{guest.handle}.pid").read_text())
+            os.kill(pid, signal.SIGKILL)
+
+            async def off() -> bool:
+                return (await present(driver, guest.handle)).power is Power.OFF
+
+            await until(off, "noticing the death")
+            assert (await present(driver, guest.handle)).crashed
+            await driver.start(guest.handle)
+            await booted(driver, guest.handle)
+            await self.say(driver, guest.handle, "poweroff -f")
+            await until(off, "going off")
+            assert not (await present(driver, guest.handle)).crashed
+
+    async def test_security_groups_open_and_close_ports_live(
+        self, driver: Driver, plan: PlanMaker, booted: Booted
+    ) -> None:
+        guest = plan()
+        card = replace(guest.interfaces[0], rules=(Rule("in", "tcp", (22, 22)), Rule("out", "all")))
+        async with made(driver, replace(guest, interfaces=(card,)), running=True) as guest:
+            await booted(driver, guest.handle)
+
+            async def ssh() -> bool:
+                return await opens(driver, guest.handle, card.address, 22)
+
+            await until(ssh, "SSH answering", _BOOT_PATIENCE)
+            await driver.set_rules(guest.handle, card.mac, (Rule("in", "tcp", (23, 23)),))
+            assert not await ssh()
+            await driver.set_rules(guest.handle, card.mac, (Rule("in", "tcp", (22, 22)),))
+            assert await ssh()
+
+    async def test_a_guest_cannot_take_an_address_that_is_not_its_own(
+        self, driver: Driver, plan: PlanMaker, booted: Booted
+    ) -> None:
+        async with made(driver, plan(), running=True) as guest:
+            card, gateway = guest.interfaces[0], guest.networks[0].gateway
+            thief = f"{gateway.rpartition('.')[0]}.99"
+            await booted(driver, guest.handle)
+
+            async def ssh() -> bool:
+                return await opens(driver, guest.handle, card.address, 22)
+
+            await until(ssh, "SSH answering", _BOOT_PATIENCE)
+            await self.say(driver, guest.handle, f"ip addr add {thief}/24 dev eth0")
+            assert await ssh()
+            assert not await opens(driver, guest.handle, thief, 22)
+            await self.say(
+                driver,
+                guest.handle,
+                f"ip link set eth0 down; ip link set eth0 address 52:54:00:00:00:99; ip link set eth0 up; "
+                f"ip addr add {card.address}/24 dev eth0; echo changed-$((40+2))",
+            )
+            assert not await ssh()
+
+    async def test_a_guest_reaches_neither_the_host_nor_another_network(
+        self, driver: Driver, plan: PlanMaker, booted: Booted
+    ) -> None:
+        """A server on the host's wildcard address is the bait; the guest's rules allow all."""
+        bait = await asyncio.start_server(lambda _reader, writer: writer.write(b"bait-taken\n"), "0.0.0.0", 0)
+        port = bait.sockets[0].getsockname()[1]
+        async with bait, made(driver, plan(), running=True) as one, made(driver, plan(), running=True) as other:
+            for guest in (one, other):
+                await booted(driver, guest.handle)
+
+            async def other_answers() -> bool:
+                return await opens(driver, other.handle, other.interfaces[0].address, 22)
+
+            await until(other_answers, "SSH answering", _BOOT_PATIENCE)
+            targets = [
+                (one.networks[0].gateway, port),
+                (other.networks[0].gateway, port),
+                (other.interfaces[0].address, 22),
+            ]
+            for address, target_port in targets:
+                await self.say(driver, one.handle, f"nc -w 3 {address} {target_port} < /dev/null")
+            await self.say(driver, one.handle, f"nslookup guest {one.networks[0].gateway}", patience=20)
+            log = await driver.console_log(one.handle)
+            assert b"bait-taken" not in log
+            assert b"SSH-2.0" not in log
+            assert one.interfaces[0].address.encode() in log  # DNS of its own gateway does answer
+
+    async def test_a_killed_definition_is_finished_by_the_next(
+        self, driver: LibvirtDriver, plan: PlanMaker
+    ) -> None:
+        """As if the control plane had died after the disk was made: no guest yet, and no second disk later."""
+        guest = plan()
+        await driver.ensure_image(guest.image)
+        await driver._do("make half a guest", lambda conn: driver._storage(conn).ensure_root_disk(guest))
+        async with made(driver, guest):
+            assert (await present(driver, guest.handle)).power is Power.OFF
+
+    async def test_what_is_not_ours_is_neither_seen_nor_touched(
+        self, driver: Driver, plan: PlanMaker, host: HostSettings
+    ) -> None:
+        stranger = PLUGIN.open(replace(host, factory=f"s{secrets.token_hex(4)}", id="hst-stranger"))
+        try:
+            async with made(driver, plan()) as guest:
+                assert guest.handle not in await stranger.survey()
+                await stranger.remove(guest.handle)
+                await present(driver, guest.handle)
+        finally:
+            await stranger.close()
+
+    async def say(self, driver: Driver, handle: str, line: str, patience: float = 15) -> None:
+        """Type a line at the guest's shell, and wait until the shell is done with it."""
+        mark = secrets.token_hex(4)
+        console = await driver.console(handle)
+        try:
+            await console.write(f"{line}; echo done-{mark[:4]}''{mark[4:]}\r".encode())
+            if "poweroff" in line:
+                return
+
+            async def done() -> bool:
+                return f"done-{mark}".encode() in await driver.console_log(handle)
+
+            await until(done, f"{line!r}", patience)
+        finally:
+            await console.close()
+
+
