@@ -183,9 +183,7 @@ class TestLibvirtDriver(DriverContract):
             assert b"SSH-2.0" not in log
             assert one.interfaces[0].address.encode() in log  # DNS of its own gateway does answer
 
-    async def test_a_killed_definition_is_finished_by_the_next(
-        self, driver: LibvirtDriver, plan: PlanMaker
-    ) -> None:
+    async def test_a_killed_definition_is_finished_by_the_next(self, driver: LibvirtDriver, plan: PlanMaker) -> None:
         """As if the control plane had died after the disk was made: no guest yet, and no second disk later."""
         guest = plan()
         await driver.ensure_image(guest.image)
@@ -220,5 +218,3 @@ class TestLibvirtDriver(DriverContract):
             await until(done, f"{line!r}", patience)
         finally:
             await console.close()
-
-

@@ -82,9 +82,7 @@ def new_network(hostname: str = "guest") -> tuple[NetworkPlan, InterfacePlan]:
     number = next(_ranges)
     prefix, mac = f"10.213.{number % 256}", f"52:54:00:d5:{number // 256:02x}:{number % 256:02x}"
     handle, address = _ids.new("network"), f"{prefix}.10"
-    network = NetworkPlan(
-        handle, f"{prefix}.0/24", f"{prefix}.1", f"p{number}.test", ((mac, address, hostname),)
-    )
+    network = NetworkPlan(handle, f"{prefix}.0/24", f"{prefix}.1", f"p{number}.test", ((mac, address, hostname),))
     return network, InterfacePlan(mac, address, handle, OPEN)
 
 
@@ -167,9 +165,7 @@ class DriverContract:
 
     # --- power
 
-    async def test_start_and_stop_may_be_repeated(
-        self, driver: Driver, plan: PlanMaker, booted: Booted
-    ) -> None:
+    async def test_start_and_stop_may_be_repeated(self, driver: Driver, plan: PlanMaker, booted: Booted) -> None:
         async with made(driver, plan()) as guest:
             for _ in range(2):
                 await driver.start(guest.handle)
@@ -197,9 +193,7 @@ class DriverContract:
                 await driver.resume(guest.handle)
                 assert (await present(driver, guest.handle)).power is Power.ON
 
-    async def test_a_reboot_is_done_once_per_token(
-        self, driver: Driver, plan: PlanMaker, booted: Booted
-    ) -> None:
+    async def test_a_reboot_is_done_once_per_token(self, driver: Driver, plan: PlanMaker, booted: Booted) -> None:
         async with made(driver, plan(), running=True) as guest:
             await booted(driver, guest.handle)
             await driver.reboot(guest.handle, 1)
@@ -324,9 +318,7 @@ class DriverContract:
         async with made(driver, plan(), running=True) as guest:
             first = guest.interfaces[0].mac
             await booted(driver, guest.handle)
-            wider = replace(
-                guest, interfaces=(*guest.interfaces, card), networks=(*guest.networks, network)
-            )
+            wider = replace(guest, interfaces=(*guest.interfaces, card), networks=(*guest.networks, network))
             try:
                 await driver.ensure_network(network)
                 for _ in range(2):
@@ -374,9 +366,7 @@ class DriverContract:
                 with suppress(asyncio.CancelledError):
                     await listener
 
-    async def test_the_console_log_holds_what_the_guest_said(
-        self, driver: Driver, plan: PlanMaker
-    ) -> None:
+    async def test_the_console_log_holds_what_the_guest_said(self, driver: Driver, plan: PlanMaker) -> None:
         async with made(driver, plan(), running=True) as guest:
 
             async def said() -> bool:
@@ -384,9 +374,7 @@ class DriverContract:
 
             await until(said, "the guest's first word")
 
-    async def test_the_console_goes_both_ways(
-        self, driver: Driver, plan: PlanMaker, booted: Booted
-    ) -> None:
+    async def test_the_console_goes_both_ways(self, driver: Driver, plan: PlanMaker, booted: Booted) -> None:
         async with made(driver, plan(), running=True) as guest:
             await booted(driver, guest.handle)
             console = await driver.console(guest.handle)

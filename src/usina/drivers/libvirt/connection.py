@@ -22,9 +22,7 @@ from usina.drivers.libvirt.settings import Settings
 from usina.ports.driver import HostUnreachable
 
 Result = TypeVar("Result")
-Listener = Callable[
-    [str, str], None
-]  # (domain name, domain uuid), ("", "") after a reconnect; from any thread
+Listener = Callable[[str, str], None]  # (domain name, domain uuid), ("", "") after a reconnect; from any thread
 
 _WORKERS: Final = 8
 _KEEPALIVE: Final = (5, 3)  # seconds between probes, unanswered probes that mean dead
@@ -48,9 +46,7 @@ def _ensure_event_loop() -> None:
     with _loop_lock:
         if _loop_thread is None:
             libvirt.virEventRegisterDefaultImpl()
-            libvirt.registerErrorHandler(
-                lambda _context, _error: None, None
-            )  # errors are raised, not printed
+            libvirt.registerErrorHandler(lambda _context, _error: None, None)  # errors are raised, not printed
             _loop_thread = threading.Thread(target=_run_event_loop, name="libvirt-events", daemon=True)
             _loop_thread.start()
 

@@ -6,6 +6,7 @@ whether the device is gone; the caller asks again until it is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from xml.etree.ElementTree import Element, tostring
 
@@ -46,13 +47,14 @@ def unplug_interface(domain: libvirt.virDomain, mac: str) -> bool:
     return _unplug(domain, mac, attached_macs)
 
 
-def _unplug(domain, key, attached):  # type: ignore[no-untyped-def]
+def _unplug(domain: libvirt.virDomain, key: str, attached: Callable[[Element], dict[str, Element]]) -> bool:
+    """Whether the running guest no longer has the device; it is asked for it if it still has."""
     gone = True
     for flag, tree in _sides(domain):
         element = attached(tree).get(key)
         if element is not None:
             gone = gone and flag == _CONFIG
-            with suppress(libvirt.libvirtError):  # "already in the process of unplug": the caller looks again
+            with suppress(libvirt.libvirtError):  # asked already: the caller looks again
                 domain.detachDeviceFlags(tostring(element, encoding="unicode"), flag)
     return gone
 
@@ -66,9 +68,7 @@ def _sides(domain: libvirt.virDomain) -> list[tuple[int, Element]]:
 
 
 def _free_target(domain: libvirt.virDomain) -> str:
-    taken = {
-        target.get("dev") for _, tree in _sides(domain) for target in tree.iterfind("devices/disk/target")
-    }
+    taken = {target.get("dev") for _, tree in _sides(domain) for target in tree.iterfind("devices/disk/target")}
     return next(name for name in map(disk_target, range(1, len(taken) + 2)) if name not in taken)
 
 

@@ -20,9 +20,7 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 async def dial(settings: Settings, address: str, port: int) -> Streams:
     if settings.session:
-        raise DriverError(
-            "a guest of a session host has no address to dial; use qemu:///system", lasting=True
-        )
+        raise DriverError("a guest of a session host has no address to dial; use qemu:///system", lasting=True)
     try:
         target = IPv4Address(address)
     except ValueError as error:

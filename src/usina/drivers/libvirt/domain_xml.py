@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final
 from xml.etree.ElementTree import Element
 
@@ -175,7 +176,7 @@ def _cores_by_node(plan: MachinePlan, ground: Ground) -> list[tuple[int, ...]]:
             return cells
     count = len(plan.nodes)
     edges = [plan.cores * cell // count for cell in range(count + 1)]
-    return [tuple(range(first, last)) for first, last in zip(edges, edges[1:], strict=False)]
+    return [tuple(range(first, last)) for first, last in pairwise(edges)]
 
 
 def _memory_by_node(plan: MachinePlan) -> list[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
@@ -178,16 +179,12 @@ class LibvirtDriver:
         await self._do("rebuild the guest", lambda conn: self._guests(conn).mark(plan.handle, rebuilds=token))
 
     async def snapshot(self, handle: str, name: str) -> None:
-        await self._do(
-            "take the snapshot", lambda conn: snapshots.take(self._guests(conn).need(handle), name)
-        )
+        await self._do("take the snapshot", lambda conn: snapshots.take(self._guests(conn).need(handle), name))
 
     async def restore(self, handle: str, name: str, token: int) -> None:
         if await self._is_done(handle, "restore", token):
             return
-        await self._do(
-            "restore the snapshot", lambda conn: snapshots.restore(self._guests(conn), handle, name, token)
-        )
+        await self._do("restore the snapshot", lambda conn: snapshots.restore(self._guests(conn), handle, name, token))
 
     async def drop_snapshot(self, handle: str, name: str) -> None:
         def drop(conn: libvirt.virConnect) -> None:
@@ -223,9 +220,7 @@ class LibvirtDriver:
         await self._do("attach the interface", attach)
 
     async def detach_interface(self, handle: str, mac: str) -> None:
-        await self._unplug(
-            handle, "detach the interface", lambda domain: devices.unplug_interface(domain, mac)
-        )
+        await self._unplug(handle, "detach the interface", lambda domain: devices.unplug_interface(domain, mac))
         await self._do("detach the interface", lambda conn: self._filters(conn).remove(handle, mac))
 
     async def set_rules(self, handle: str, mac: str, rules: tuple[Rule, ...]) -> None:
@@ -264,9 +259,7 @@ class LibvirtDriver:
 
         return await self._do("open the guest's console", open_)
 
-    async def dial(
-        self, handle: str, address: str, port: int
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def dial(self, handle: str, address: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await dial(self._settings, address, port)
 
     async def close(self) -> None:
@@ -276,10 +269,8 @@ class LibvirtDriver:
             self._filters(conn).remove_shelter_if_unused()
             self._storage(conn).remove_if_empty()
 
-        try:
+        with suppress(DriverError):  # the next close tries again
             await self._do("be tidied up", tidy)
-        except DriverError:
-            pass  # the next close tries again
         await self._connection.close()
 
     # --- within
@@ -304,10 +295,8 @@ class LibvirtDriver:
         return self._locks.setdefault(name, asyncio.Lock())
 
     async def _stay_connected(self) -> None:
-        try:
+        with suppress(HostUnreachable):  # heard again when it is back
             await self._do("be reached", lambda conn: None)
-        except HostUnreachable:
-            pass  # heard again when it is back
 
     async def _probe(self) -> Accelerator:
         if self._accelerator is None:
@@ -370,9 +359,7 @@ class LibvirtDriver:
         """A volume in use is grown by the guest's own process, which tells the guest."""
         for domain in self._guests(conn).all():
             with suppress_missing():
-                disk = (
-                    attached_volumes(parse(domain.XMLDesc())).get(plan.handle) if domain.isActive() else None
-                )
+                disk = attached_volumes(parse(domain.XMLDesc())).get(plan.handle) if domain.isActive() else None
                 target = disk.find("target") if disk is not None else None
                 if target is not None:
                     domain.blockResize(target.get("dev"), plan.size, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)

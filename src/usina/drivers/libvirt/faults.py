@@ -57,6 +57,4 @@ def as_driver_error(error: libvirt.libvirtError, deed: str) -> DriverError:
         return HostUnreachable("the host does not answer", detail=detail)
     said = detail.lower()
     reason = next((f": {public}" for marker, public in _REASONS if marker in said), "")
-    return DriverError(
-        f"the host could not {deed}{reason}", lasting=error.get_error_code() in _LASTING, detail=detail
-    )
+    return DriverError(f"the host could not {deed}{reason}", lasting=error.get_error_code() in _LASTING, detail=detail)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import libvirt
@@ -77,6 +78,5 @@ def local_addresses() -> set[str]:
         lines = Path("/proc/net/fib_trie").read_text().splitlines()
     except OSError:
         return set()
-    pairs = zip(lines, lines[1:], strict=False)
-    found = {above.split()[-1] for above, below in pairs if below.strip() == "/32 host LOCAL"}
+    found = {above.split()[-1] for above, below in pairwise(lines) if below.strip() == "/32 host LOCAL"}
     return {address for address in found if not address.startswith("127.")}

@@ -6,7 +6,7 @@ A domain is named by its handle. It is ours when its UUID is the one that factor
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from typing import Final
 from xml.etree.ElementTree import Element
 
@@ -134,14 +134,14 @@ class Guests:
         domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, text, metadata.KEY, USINA, everywhere(domain))
 
 
-class suppress_missing(suppress):  # noqa: N801 - reads as the context manager it is
+@contextmanager
+def suppress_missing() -> Iterator[None]:
     """Let pass that something is not there (any more)."""
-
-    def __init__(self) -> None:
-        super().__init__(libvirt.libvirtError)
-
-    def __exit__(self, kind, error, trace):  # type: ignore[no-untyped-def]
-        return isinstance(error, libvirt.libvirtError) and is_missing(error)
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        if not is_missing(error):
+            raise
 
 
 def pull_plug(domain: libvirt.virDomain) -> None:
@@ -175,8 +175,7 @@ def see(domain: libvirt.virDomain) -> Present:
         macs=frozenset(attached_macs(tree)),
         snapshots=frozenset(domain.snapshotListNames()),
         marks=metadata.read_marks(tree),
-        crashed=state == libvirt.VIR_DOMAIN_CRASHED
-        or (state == libvirt.VIR_DOMAIN_SHUTOFF and reason in _DIED),
+        crashed=state == libvirt.VIR_DOMAIN_CRASHED or (state == libvirt.VIR_DOMAIN_SHUTOFF and reason in _DIED),
         accelerator="kvm" if tree.get("type") == "kvm" else "tcg",
     )
 

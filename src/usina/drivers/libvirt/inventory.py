@@ -17,8 +17,7 @@ from usina.core.units import GiB, KiB
 from usina.drivers.libvirt.probe import Accelerator
 from usina.drivers.libvirt.xml import parse
 
-_DISPLAY, _ACCELERATOR, _NETWORK = 0x03, 0x12, 0x02  # PCI base classes
-_BRIDGED_IN_GPU: Final = 0x0604
+_BOARD_GRAPHICS: Final = {"1a03", "102b"}  # ASPEED and Matrox: the management processor's screen, nobody's GPU
 _HOST_SHARE: Final = 0.05  # of memory, left for the host
 
 
@@ -72,11 +71,7 @@ def build_inventory(texts: Texts, accelerator: Accelerator, *, session: bool) ->
 
 def read_nodes(capabilities: Element, host_memory: int) -> tuple[NumaNode, ...]:
     """NUMA nodes with processors, by number. Memory of huge page pools is not counted as ordinary memory."""
-    cells = [
-        cell
-        for cell in capabilities.iterfind("host/topology/cells/cell")
-        if cell.find("cpus/cpu") is not None
-    ]
+    cells = [cell for cell in capabilities.iterfind("host/topology/cells/cell") if cell.find("cpus/cpu") is not None]
     nodes = (_node(cell, host_memory if len(cells) == 1 else 0) for cell in cells)
     return tuple(sorted(nodes, key=lambda node: node.id))
 
@@ -163,22 +158,18 @@ def _pci_device(node: Element) -> Device | None:
 
 
 def _kind(pci: Element) -> DeviceKind | None:
-    """A virtual function of a GPU is a GPU; a physical network function stays with the host."""
-    code = int(pci.findtext("class", "0x0"), 16)
+    """What a guest could be given. A GPU's virtual function is a GPU; a network card's physical one stays ours."""
+    if pci.find("iommuGroup") is None and not _mdev_types(pci):
+        return None
     is_virtual = pci.find("capability[@type='phys_function']") is not None
-    match code >> 16:
-        case 0x03:
-            return DeviceKind.GPU if _passable(pci, code) else None
+    match int(pci.findtext("class", "0x0"), 16) >> 16:
+        case 0x03 if _identifier(pci.find("vendor")) not in _BOARD_GRAPHICS:
+            return DeviceKind.MDEV if _mdev_types(pci) else DeviceKind.GPU
         case 0x12:
             return DeviceKind.ACCELERATOR
         case 0x02 if is_virtual:
             return DeviceKind.VF
     return None
-
-
-def _passable(pci: Element, code: int) -> bool:
-    """Only devices in an IOMMU group can be given away, and a board's own VGA chip is nobody's GPU."""
-    return pci.find("iommuGroup") is not None or bool(_mdev_types(pci))
 
 
 def _mdev_types(pci: Element) -> Mapping[str, int]:
@@ -187,16 +178,12 @@ def _mdev_types(pci: Element) -> Mapping[str, int]:
 
 
 def _address(pci: Element) -> str:
-    domain, bus, slot, function = (
-        int(pci.findtext(part, "0")) for part in ("domain", "bus", "slot", "function")
-    )
+    domain, bus, slot, function = (int(pci.findtext(part, "0")) for part in ("domain", "bus", "slot", "function"))
     return f"{domain:04x}:{bus:02x}:{slot:02x}.{function:x}"
 
 
 def _address_of(element: Element) -> str:
-    domain, bus, slot, function = (
-        int(element.get(part, "0x0"), 16) for part in ("domain", "bus", "slot", "function")
-    )
+    domain, bus, slot, function = (int(element.get(part, "0x0"), 16) for part in ("domain", "bus", "slot", "function"))
     return f"{domain:04x}:{bus:02x}:{slot:02x}.{function:x}"
 
 

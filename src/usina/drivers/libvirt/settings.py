@@ -64,9 +64,7 @@ def check(options: Mapping[str, Any]) -> None:
     """Refuse anything that `OPTIONS` does not describe. Raises `Invalid` naming the option."""
     for name, value in options.items():
         if name not in OPTIONS:
-            raise Invalid(
-                f"{name}: a libvirt host has no such option; it has {', '.join(OPTIONS)}", field=name
-            )
+            raise Invalid(f"{name}: a libvirt host has no such option; it has {', '.join(OPTIONS)}", field=name)
         if not isinstance(value, str):
             raise Invalid(f"{name}: must be text", field=name)
     _check_uri(options.get("uri", _LOCAL[0]))
@@ -107,18 +105,14 @@ def _check_uri(uri: str) -> None:
         if name not in _PARAMETERS[parts.scheme]:
             raise Invalid(f"uri: the parameter {name!r} is not allowed", field="uri")
         if not _PATH.match(value):
-            raise Invalid(
-                f"uri: the parameter {name!r} must be an absolute path in plain characters", field="uri"
-            )
+            raise Invalid(f"uri: the parameter {name!r} must be an absolute path in plain characters", field="uri")
 
 
 def _check_pool(path: str | None) -> None:
     if path is None:
         return
     if not _PATH.match(path) or ".." in path.split("/") or len(path.strip("/").split("/")) < 2:
-        raise Invalid(
-            "pool: must be an absolute path at least two folders deep, in plain characters", field="pool"
-        )
+        raise Invalid("pool: must be an absolute path at least two folders deep, in plain characters", field="pool")
 
 
 def _without_terminal(uri: str) -> str:

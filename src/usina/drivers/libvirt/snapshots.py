@@ -7,11 +7,12 @@ volumes too, which are not the machine's own. So that is refused. Of a guest tha
 
 from __future__ import annotations
 
+from xml.etree.ElementTree import Element
+
 import libvirt
 
-from usina.drivers.libvirt import metadata
 from usina.drivers.libvirt.faults import is_missing
-from usina.drivers.libvirt.guests import Guests, attached_volumes, config_xml
+from usina.drivers.libvirt.guests import Guests, attached_volumes
 from usina.drivers.libvirt.xml import add, parse, render, root
 from usina.ports.driver import DriverError
 
@@ -23,9 +24,7 @@ def take(domain: libvirt.virDomain, name: str) -> None:
     if tree.find("os/loader[@type='pflash']") is not None or tree.find("os[@firmware='efi']") is not None:
         raise DriverError("a guest with UEFI firmware cannot be snapshotted; use BIOS", lasting=True)
     if domain.isActive() and attached_volumes(tree):
-        raise DriverError(
-            "a running guest with volumes cannot be snapshotted; stop it or detach them", lasting=True
-        )
+        raise DriverError("a running guest with volumes cannot be snapshotted; stop it or detach them", lasting=True)
     domain.snapshotCreateXML(_snapshot_xml(name, tree))
 
 
@@ -60,11 +59,11 @@ def _find(domain: libvirt.virDomain, name: str) -> libvirt.virDomainSnapshot | N
         raise
 
 
-def _snapshot_xml(name: str, domain: object) -> str:
+def _snapshot_xml(name: str, domain: Element) -> str:
     snapshot = root("domainsnapshot")
     add(snapshot, "name", name)
     disks = add(snapshot, "disks")
-    for target in domain.iterfind("devices/disk/target"):  # type: ignore[attr-defined]
+    for target in domain.iterfind("devices/disk/target"):
         mode = "internal" if target.get("dev") == "vda" else "no"
         add(disks, "disk", name=target.get("dev", ""), snapshot=mode)
     return render(snapshot)

@@ -76,9 +76,7 @@ class Storage:
             return None
         copy = stamps[0].removesuffix(".ready")
         parts = {kind: f"{copy}.{kind}" for kind in ("disk", "kernel", "initrd")}
-        return StoredImage(
-            **{kind: self.path(name) if name in present else "" for kind, name in parts.items()}
-        )
+        return StoredImage(**{kind: self.path(name) if name in present else "" for kind, name in parts.items()})
 
     def ensure_image(self, image: ImageFiles) -> None:
         if self.find_image(image.digest) is not None:

@@ -14,9 +14,7 @@ _FORBIDDEN: Final = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U00
 
 def add(parent: Element, tag: str, text: str = "", /, **attributes: object) -> Element:
     """A child element; a trailing underscore in an attribute's name is dropped (`type_`)."""
-    child = SubElement(
-        parent, tag, {name.rstrip("_"): clean(str(value)) for name, value in attributes.items()}
-    )
+    child = SubElement(parent, tag, {name.rstrip("_"): clean(str(value)) for name, value in attributes.items()})
     if text:
         child.text = clean(text)
     return child
@@ -46,9 +44,7 @@ def pci_address(address: str) -> dict[str, str]:
     found = re.fullmatch(r"([0-9a-f]{4,8}):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])", address, re.IGNORECASE)
     if not found:
         raise ValueError(f"{address!r} is not a PCI address")
-    return dict(
-        zip(("domain", "bus", "slot", "function"), (f"0x{part}" for part in found.groups()), strict=True)
-    )
+    return dict(zip(("domain", "bus", "slot", "function"), (f"0x{part}" for part in found.groups()), strict=True))
 
 
 def cpu_set(cpus: tuple[int, ...]) -> str:
