@@ -89,7 +89,7 @@ class Context:
         return project
 
     async def _only_project(self) -> Project:
-        mine = [p for p in await self.visible_projects() if self.actor.role_in(Scope(p.tenant, p.id))]
+        mine = await self.house.near.projects(self.actor, self.visible_projects)
         if len(mine) == 1:
             return mine[0]
         raise NotFound("say which project: you are in several" if mine else "project not found", field="project")

@@ -265,7 +265,7 @@ async def _ssh_keys(context: Context, order: MachineOrder) -> tuple[str, ...]:
 async def _check_possible(context: Context, spec: MachineSpec) -> None:
     """Refuse now what no host could ever hold, even empty. What is only full now waits its turn instead."""
     needs = needs_of(spec)
-    empty = await context.house.near.empty_hosts()
+    empty = await context.house.near.empty_hosts(spec.host)
     if empty:
         found = place(empty, needs)
         if isinstance(found, Refusal):

@@ -16,7 +16,7 @@ from usina.core.errors import NotFound
 from usina.core.goods import Image, may_use
 from usina.core.ids import is_id
 from usina.core.resource import Kind, Phase, Resource
-from usina.core.tenancy import Member, Project
+from usina.core.tenancy import Actor, Member, Project
 from usina.core.units import Instant
 from usina.store.rows import AnyResource
 from usina.store.store import Store
@@ -41,6 +41,10 @@ class Near:
 
     async def member(self, id: str) -> Member | None:
         return await self._once(("member", id), lambda: self._store.identity.member(id))
+
+    async def projects(self, actor: Actor, read: Callable[[], Awaitable[list[Project]]]) -> list[Project]:
+        """The projects of an actor, as `read` finds them."""
+        return await self._once(("projects", actor.member, actor.key), read)
 
     async def of(self, project: Project, kind: Kind, ref: str, field: str) -> AnyResource:
         """A resource of `project` by id or name. Raises `NotFound` naming `field`."""
@@ -71,13 +75,19 @@ class Near:
 
         return await self._once(("image", project.id, ref), read)
 
-    async def empty_hosts(self) -> list[Provider]:
-        """Every host as if nothing were on it: what could ever fit."""
+    async def empty_hosts(self, only: str | None = None) -> list[Provider]:
+        """Hosts as if nothing were on them, one of each shape (or the one called `only`): what could ever fit."""
 
         async def read() -> list[Provider]:
-            return [_emptied(host.provider) for host in await self._store.hosts.all()]
+            shapes: dict[object, Provider] = {}
+            for host in await self._store.hosts.all():
+                if only not in (None, host.id, host.name):
+                    continue
+                shape = (id(host.provider.inventory), host.provider.cpu_ratio)
+                shapes.setdefault(shape, _emptied(host.provider))
+            return list(shapes.values())
 
-        return await self._once(("hosts",), read)
+        return await self._once(("hosts", only or ""), read)
 
     async def _once(self, key: tuple[str, ...], read: Callable[[], Awaitable[Found]]) -> Found:
         now = self._clock.now()

@@ -123,6 +123,7 @@ async def create_project(context: Context, tenant: str, name: str) -> Project:
             await context.commit(work)
         except goods.RangeTaken:
             continue
+        context.house.near.forget()
         return project
     raise Conflict("too many networks are being made at once; try again", code="busy")
 

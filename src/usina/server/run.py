@@ -25,6 +25,7 @@ from usina.server.web import make_app
 Announce = Callable[[Settings, dict[str, str] | None], None]
 """Called when the doors are open; with the first key, if the site was founded just now."""
 
+SWITCH = 0.0005  # seconds a thread may hold the interpreter while a database thread waits for it
 GRACE = 5  # seconds that open requests have to end
 
 
@@ -32,6 +33,7 @@ def run(settings: Settings, announce: Announce) -> None:
     """Serve until SIGTERM or SIGINT. Raises `Unavailable` when the folder or the port is taken."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     _log_plainly()
+    sys.setswitchinterval(SWITCH)
     with _alone(settings):
         uvloop.run(_serve(settings, announce))
 

@@ -10,19 +10,22 @@ what gives both databases the same meaning, makes `seq` of events the order of c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import Executable, event, text
+from sqlalchemy import Connection, Engine, Executable, Row, create_engine, event, text
 from sqlalchemy.engine import CursorResult, make_url
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from usina.core.errors import Conflict, UsinaError
 
 BATCH = 256
+READERS = 4
+
+Result = TypeVar("Result")
 _COMMIT_LOCK = 0x7573696E61  # "usina"
 
 
@@ -51,30 +54,34 @@ class GuardFailed(Exception):
 Unit = tuple[Sequence[Write], "asyncio.Future[None]"]
 
 
-def async_url(url: str) -> str:
-    """``sqlite:///file`` or ``postgresql://…`` → the URL with the async driver we use."""
+def driver_url(url: str) -> str:
+    """``sqlite:///file`` or ``postgresql://…`` → the URL with the driver we use. Raises `ValueError`."""
     parsed = make_url(url)
-    driver = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+psycopg"}.get(parsed.get_backend_name())
+    driver = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}.get(parsed.get_backend_name())
     if driver is None:
         raise ValueError(f"{parsed.get_backend_name()!r} is not a database we know; use sqlite or postgresql")
     return parsed.set(drivername=driver).render_as_string(hide_password=False)
 
 
 class Database:
-    """An open database. `start` the committer before the first write; `close` drains it."""
+    """An open database. `start` the committer before the first write; `close` drains it.
+
+    The database is spoken to from threads: a read is one hop to a reader, a whole batch of units one hop to the
+    writer. (An async database library hops for every cursor call, which costs more than the statements themselves.)
+    """
 
     def __init__(self, url: str) -> None:
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         options: dict[str, Any] = {} if self.is_sqlite else {"pool_pre_ping": True}
-        self.engine: AsyncEngine = create_async_engine(async_url(url), pool_size=4, max_overflow=8, **options)
+        self.engine: Engine = create_engine(driver_url(url), pool_size=READERS + 1, **options)
         if self.is_sqlite:
-            event.listen(self.engine.sync_engine, "connect", _tune_sqlite)
+            event.listen(self.engine, "connect", _tune_sqlite)
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._queue: asyncio.Queue[Unit] = asyncio.Queue()
-        self._turn = asyncio.Lock()
         self._committer: asyncio.Task[None] | None = None
         self.pulse = asyncio.Event()
         """Set, and replaced by a new one, with every commit of this process."""
-        self._writer: AsyncConnection | None = None
 
     async def start(self) -> None:
         self._committer = asyncio.create_task(self._commit_forever(), name="committer")
@@ -83,15 +90,30 @@ class Database:
         if self._committer:
             await self._queue.join()
             self._committer.cancel()
-        if self._writer is not None:
-            await self._writer.close()
-        await self.engine.dispose()
+        for threads in (self._readers, self._writer):
+            await asyncio.to_thread(threads.shutdown)
+        self.engine.dispose()
 
-    @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A connection for reading, outside any transaction that others could wait for."""
-        async with self.engine.connect() as connection:
-            yield connection
+    # --- reading
+
+    async def read(self, work: Callable[[Connection], Result]) -> Result:
+        """Run `work` on a connection for reading, in a thread."""
+
+        def run() -> Result:
+            with self.engine.connect() as connection:
+                return work(connection)
+
+        return await asyncio.get_running_loop().run_in_executor(self._readers, run)
+
+    async def fetch(self, query: Executable, values: Mapping[str, Any] | None = None) -> Sequence[Row[Any]]:
+        """Every row of one query."""
+        return await self.read(lambda connection: connection.execute(query, values or {}).all())
+
+    async def first(self, query: Executable, values: Mapping[str, Any] | None = None) -> Row[Any] | None:
+        """The first row of one query."""
+        return await self.read(lambda connection: connection.execute(query, values or {}).first())
+
+    # --- writing
 
     async def commit(self, writes: Sequence[Write]) -> None:
         """Commit one unit. Raises the failure of the first guard that does not hold; then nothing was written."""
@@ -101,78 +123,63 @@ class Database:
         self._queue.put_nowait((writes, done))
         await done
 
-    async def transact(self, work: Callable[[AsyncConnection], Awaitable[Any]]) -> Any:
-        """Run `work` alone in one serialized transaction (leases, migrations of data); returns its result."""
-        async with self._turn, self._transaction() as connection:
-            return await work(connection)
+    async def transact(self, work: Callable[[Connection], Result]) -> Result:
+        """Run `work` alone in one serialized transaction (leases, migrations); returns its result."""
 
-    # --- the committer
+        def run() -> Result:
+            with self._transaction() as connection:
+                return work(connection)
+
+        return await asyncio.get_running_loop().run_in_executor(self._writer, run)
 
     async def _commit_forever(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             units = [await self._queue.get()]
             while len(units) < BATCH and not self._queue.empty():
                 units.append(self._queue.get_nowait())
+            live = [unit for unit in units if not unit[1].cancelled()]
             try:
-                async with self._turn:
-                    await self._commit_all(units)
+                answers = await loop.run_in_executor(self._writer, self._commit_all, [writes for writes, _ in live])
+                for (_, done), error in zip(live, answers, strict=True):
+                    _settle(done, error)
             finally:
                 for _ in units:
                     self._queue.task_done()
+            beat, self.pulse = self.pulse, asyncio.Event()
+            beat.set()
 
-    async def _commit_all(self, units: list[Unit]) -> None:
-        live = [unit for unit in units if not unit[1].cancelled()]
+    def _commit_all(self, units: list[Sequence[Write]]) -> list[Exception | None]:
+        """All together if that works, else each alone; the error of each unit, or None."""
         try:
-            await self._commit_together([write for writes, _ in live for write in writes])
+            self._commit_together([write for unit in units for write in unit])
         except Exception as error:
-            if len(live) <= 1:
-                for _, done in live:
-                    _settle(done, _public(error))
-                return
-            for unit in live:
-                await self._commit_all([unit])
-            return
-        for _, done in live:
-            _settle(done, None)
-        beat, self.pulse = self.pulse, asyncio.Event()
-        beat.set()
+            if len(units) == 1:
+                return [_public(error)]
+            return [answer for unit in units for answer in self._commit_all([unit])]
+        return [None] * len(units)
 
-    async def _commit_together(self, writes: list[Write]) -> None:
+    def _commit_together(self, writes: list[Write]) -> None:
         groups: dict[int, list[Write]] = {}
         for write in sorted(writes, key=lambda w: w.rank):
             groups.setdefault(id(write.statement), []).append(write)
-        async with self._transaction() as connection:
+        with self._transaction() as connection:
             for group in groups.values():
-                await _execute(connection, group)
+                _execute(connection, group)
 
-    @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
-        connection = await self._writing()
-        try:
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        with self.engine.begin() as connection:
             if not self.is_sqlite:
-                await connection.execute(text(f"SELECT pg_advisory_xact_lock({_COMMIT_LOCK})"))
+                connection.execute(text(f"SELECT pg_advisory_xact_lock({_COMMIT_LOCK})"))
             yield connection
-            await connection.commit()
-        except BaseException:
-            await connection.rollback()
-            if connection.invalidated:
-                await connection.close()
-                self._writer = None
-            raise
-
-    async def _writing(self) -> AsyncConnection:
-        if self._writer is None:
-            self._writer = await self.engine.connect()
-        return self._writer
 
 
-async def _execute(connection: AsyncConnection, group: list[Write]) -> None:
+def _execute(connection: Connection, group: list[Write]) -> None:
     """Equal statements as one executemany; the sum of touched rows must be the sum expected."""
     try:
         values = [dict(write.values) for write in group]
-        result: CursorResult[Any] = await connection.execute(
-            group[0].statement, values if len(values) > 1 else values[0]
-        )
+        result: CursorResult[Any] = connection.execute(group[0].statement, values if len(values) > 1 else values[0])
     except IntegrityError as error:
         raise GuardFailed(group[0]) from error
     expected = [write.expect for write in group if write.expect is not None]

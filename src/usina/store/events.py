@@ -51,17 +51,16 @@ class Events:
 
     async def last(self) -> int:
         """The newest sequence number; 0 when nothing has happened yet."""
-        async with self._database.read() as connection:
-            return int((await connection.execute(select(func.coalesce(func.max(events.c.seq), 0)))).scalar_one())
+        row = await self._database.first(select(func.coalesce(func.max(events.c.seq), 0)))
+        return int(row[0]) if row else 0
 
     async def last_of(self, prefix: str) -> int:
         """The newest sequence number of events whose kind begins with `prefix`; 0 when there is none."""
         query = select(func.coalesce(func.max(events.c.seq), 0)).where(
             events.c.kind >= prefix, events.c.kind < prefix[:-1] + chr(ord(prefix[-1]) + 1)
         )
-        async with self._database.read() as connection:
-            return int((await connection.execute(query)).scalar_one())
+        row = await self._database.first(query)
+        return int(row[0]) if row else 0
 
     async def _read(self, query: Select[Any]) -> list[Event]:
-        async with self._database.read() as connection:
-            return [rows.event(row) for row in await connection.execute(query)]
+        return [rows.event(row) for row in await self._database.fetch(query)]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
 
 from usina.core.capacity import Claim, HostState, Inventory, Provider
 from usina.core.errors import Conflict
@@ -73,30 +73,31 @@ class Hosts:
 
     async def all(self) -> list[Host]:
         """Every host with what is held on it, from one consistent read."""
-        held: dict[str, list[Claim]] = {}
-        async with self._database.read() as connection:
-            found = list(await connection.execute(select(providers).order_by(providers.c.id)))
+
+        def read(connection: Connection) -> tuple[Sequence[Row[Any]], Sequence[Row[Any]]]:
             # The totals are in the row; only claims that name CPUs, nodes or devices say more. Read after the rows:
             # a claim that slipped in between belongs to a newer generation, and the compare-and-set will notice.
-            for row in await connection.execute(select(claims).where(claims.c.particular)):
-                held.setdefault(row.provider, []).append(rows.claim(row))
+            found = connection.execute(select(providers).order_by(providers.c.id)).all()
+            return found, connection.execute(select(claims).where(claims.c.particular)).all()
+
+        found, particular = await self._database.read(read)
+        held: dict[str, list[Claim]] = {}
+        for row in particular:
+            held.setdefault(row.provider, []).append(rows.claim(row))
         return [_host(row, held.get(row.id, [])) for row in found]
 
     async def get(self, ref: str) -> Host | None:
         """By id or name."""
-        query = select(providers).where((providers.c.id == ref) | (providers.c.name == ref))
-        async with self._database.read() as connection:
-            row = (await connection.execute(query)).first()
-            if row is None:
-                return None
-            held = await connection.execute(select(claims).where(claims.c.provider == row.id))
-            return _host(row, [rows.claim(one) for one in held])
+        row = await self._database.first(select(providers).where((providers.c.id == ref) | (providers.c.name == ref)))
+        if row is None:
+            return None
+        held = await self._database.fetch(select(claims).where(claims.c.provider == row.id))
+        return _host(row, [rows.claim(one) for one in held])
 
     async def claims_on(self, provider: str) -> dict[str, Claim]:
         """Resource id → what it holds there."""
-        async with self._database.read() as connection:
-            found = await connection.execute(select(claims).where(claims.c.provider == provider))
-            return {row.resource: rows.claim(row) for row in found}
+        found = await self._database.fetch(select(claims).where(claims.c.provider == provider))
+        return {row.resource: rows.claim(row) for row in found}
 
 
 def _host(row: Any, held: list[Claim]) -> Host:

@@ -125,12 +125,10 @@ class Identity:
         return held
 
     async def _first(self, query: Any) -> Any:
-        async with self._database.read() as connection:
-            return (await connection.execute(query)).first()
+        return await self._database.first(query)
 
     async def _all(self, query: Any) -> list[Any]:
-        async with self._database.read() as connection:
-            return list(await connection.execute(query))
+        return list(await self._database.fetch(query))
 
 
 def add_tenant(work: Work, tenant: Tenant, grant: Grant) -> None:

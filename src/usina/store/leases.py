@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, bindparam, or_, select, update
 
 from usina.core.capacity import Claim
 from usina.core.grant import Lease
@@ -75,23 +74,21 @@ class Leases:
 
     async def take(self, now: Instant, limit: int) -> list[Leased]:
         """Lease up to `limit` resources that are due and free, the longest waiting first."""
-        async with self._database.read() as connection:
-            if (await connection.execute(_ANY_DUE, {"b_now": now})).first() is None:
-                return []
+        if await self._database.first(_ANY_DUE, {"b_now": now}) is None:
+            return []
         until = now + TTL
 
-        async def work(connection: AsyncConnection) -> list[Leased]:
+        def work(connection: Connection) -> list[Leased]:
             values = {"b_now": now, "b_limit": limit, "b_owner": self.owner, "b_until": until}
-            taken = [rows.resource(row) for row in await connection.execute(_LEASE, values)]
+            taken = [rows.resource(row) for row in connection.execute(_LEASE, values)]
             held: dict[str, list[Claim]] = {resource.id: [] for resource in taken}
             if taken:
-                found = await connection.execute(select(claims).where(claims.c.resource.in_(held)))
+                found = connection.execute(select(claims).where(claims.c.resource.in_(held)))
                 for row in found:
                     held[row.resource].append(rows.claim(row))
             return [Leased(r, Lease(r.id, self.owner, until), tuple(held[r.id])) for r in taken]
 
-        leased: list[Leased] = await self._database.transact(work)
-        return leased
+        return await self._database.transact(work)
 
     async def renew(self, now: Instant) -> None:
         """Keep everything this owner still holds."""
@@ -107,7 +104,7 @@ class Leases:
         await self._run(_LET_GO, {"b_owner": self.owner})
 
     async def _run(self, statement: object, values: object) -> None:
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(statement, values)  # type: ignore[call-overload]
+        def work(connection: Connection) -> None:
+            connection.execute(statement, values)  # type: ignore[call-overload]
 
         await self._database.transact(work)

@@ -22,24 +22,21 @@ class Resources:
         self._database = database
 
     async def get(self, id: str) -> rows.AnyResource | None:
-        async with self._database.read() as connection:
-            row = (await connection.execute(_ONE, {"b_id": id})).first()
+        row = await self._database.first(_ONE, {"b_id": id})
         return rows.resource(row) if row else None
 
     async def get_many(self, ids: Iterable[str]) -> dict[str, rows.AnyResource]:
         wanted = list(ids)
         if not wanted:
             return {}
-        async with self._database.read() as connection:
-            found = await connection.execute(select(resources).where(resources.c.id.in_(wanted)))
-            return {row.id: rows.resource(row) for row in found}
+        found = await self._database.fetch(select(resources).where(resources.c.id.in_(wanted)))
+        return {row.id: rows.resource(row) for row in found}
 
     async def named(self, kind: Kind, project: str, name: str) -> rows.AnyResource | None:
         query = select(resources).where(
             resources.c.project == project, resources.c.kind == kind.value, resources.c.name == name
         )
-        async with self._database.read() as connection:
-            row = (await connection.execute(query)).first()
+        row = await self._database.first(query)
         return rows.resource(row) if row else None
 
     async def page(
@@ -66,32 +63,28 @@ class Resources:
             query = query.where(resources.c.name == name)
         if provider is not None:
             query = query.where(resources.c.provider == provider)
-        async with self._database.read() as connection:
-            found = await connection.execute(query.order_by(resources.c.id).limit(limit))
-            return [rows.resource(row) for row in found]
+        found = await self._database.fetch(query.order_by(resources.c.id).limit(limit))
+        return [rows.resource(row) for row in found]
 
     async def every(self, kind: Kind) -> list[rows.AnyResource]:
-        async with self._database.read() as connection:
-            found = await connection.execute(select(resources).where(resources.c.kind == kind.value))
-            return [rows.resource(row) for row in found]
+        found = await self._database.fetch(select(resources).where(resources.c.kind == kind.value))
+        return [rows.resource(row) for row in found]
 
     async def on_provider(self, provider: str) -> dict[str, str]:
         """Machines on a provider: id → phase."""
         query = select(resources.c.id, resources.c.phase).where(
             resources.c.provider == provider, resources.c.kind == Kind.MACHINE.value
         )
-        async with self._database.read() as connection:
-            return {row.id: row.phase for row in await connection.execute(query)}
+        return {row.id: row.phase for row in await self._database.fetch(query)}
 
     async def count(self, project: str) -> int:
         query = select(func.count()).select_from(resources).where(resources.c.project == project)
-        async with self._database.read() as connection:
-            return int((await connection.execute(query)).scalar_one())
+        row = await self._database.first(query)
+        return int(row[0]) if row else 0
 
     async def claims_of(self, id: str) -> list[Claim]:
-        async with self._database.read() as connection:
-            found = await connection.execute(select(claims).where(claims.c.resource == id))
-            return [rows.claim(row) for row in found]
+        found = await self._database.fetch(select(claims).where(claims.c.resource == id))
+        return [rows.claim(row) for row in found]
 
     async def users_of(self, id: str) -> dict[str, str]:
         """Who uses a resource: key → owner, as reserved in ``use:<id>``."""
@@ -99,14 +92,12 @@ class Resources:
 
     async def reserved(self, scope: str) -> dict[str, str]:
         query = select(reservations.c.key, reservations.c.owner).where(reservations.c.scope == scope)
-        async with self._database.read() as connection:
-            return {row.key: row.owner for row in await connection.execute(query)}
+        return {row.key: row.owner for row in await self._database.fetch(query)}
 
     async def request(self, member: str, key: str) -> tuple[str, str] | None:
         """(digest, resource id) of an earlier order with this idempotency key."""
         query = select(requests.c.digest, requests.c.resource).where(requests.c.member == member, requests.c.key == key)
-        async with self._database.read() as connection:
-            row = (await connection.execute(query)).first()
+        row = await self._database.first(query)
         return (row.digest, row.resource) if row else None
 
     async def forget_requests(self, before: Instant) -> None:

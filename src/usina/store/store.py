@@ -62,4 +62,4 @@ async def migrate(database: Database, revision: str = "head") -> None:
     def upgrade(connection: Connection) -> None:
         command.upgrade(alembic_config(connection), revision)
 
-    await database.transact(lambda connection: connection.run_sync(upgrade))
+    await database.transact(upgrade)

@@ -35,6 +35,7 @@ class FakeDriver:
         self._world = World(Path(settings.options.get("dir") or settings.state_dir / "fake"))
         self._delay = float(settings.options.get("delay", 0))
         self._changed: asyncio.Queue[str] = asyncio.Queue()
+        self._sights: dict[str, tuple[Guest, Seen]] = {}  # of the last survey; a guest that did not change is kept
 
     async def inventory(self) -> Inventory:
         self._reach()
@@ -68,7 +69,12 @@ class FakeDriver:
 
     async def survey(self) -> Mapping[str, Seen]:
         self._reach()
-        return {guest.handle: _present(guest) for guest in self._world.all()}
+        sights: dict[str, tuple[Guest, Seen]] = {}
+        for guest in self._world.all():
+            known = self._sights.get(guest.handle)
+            sights[guest.handle] = known if known and known[0] is guest else (guest, _present(guest))
+        self._sights = sights
+        return {handle: seen for handle, (_, seen) in sights.items()}
 
     async def watch(self) -> AsyncIterator[str]:
         while True:

@@ -316,7 +316,7 @@ class LibvirtDriver:
 
         def survey_ground(conn: libvirt.virConnect) -> Ground:
             storage = self._storage(conn)
-            image = storage.find_image(plan.image.digest)
+            image = storage.find_image(plan.image)
             if image is None:
                 raise DriverError("the image is not on the host yet")
             files = Files(

@@ -28,7 +28,7 @@ class Networks:
         if not network.autostart():
             network.setAutostart(1)
         if not network.isActive():
-            network.create()
+            _bring_up(network)
         _update_hosts(network, plan)
         Filters(self._conn, self._settings).ensure_shelter()
 
@@ -46,6 +46,14 @@ class Networks:
         except libvirt.libvirtError as error:
             if is_missing(error):
                 return None
+            raise
+
+
+def _bring_up(network: libvirt.virNetwork) -> None:
+    try:
+        network.create()
+    except libvirt.libvirtError:
+        if not network.isActive():  # else another control plane was quicker
             raise
 
 

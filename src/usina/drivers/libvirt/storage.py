@@ -5,8 +5,8 @@ overlays on their image.
 
 An image must never look whole while it is half there. libvirt cannot rename a volume, so each copy gets a name of its
 own (`image-<digest>-<attempt>.disk`, `.kernel`, `.initrd`) and counts only from the moment that its `.ready` stamp,
-made last, is there. A copy cut short is swept by the next one. Two control planes that copy the same image at the same
-time leave two good copies, and the lower attempt is used: no lock is needed, and nobody waits for the dead.
+made last, is there and no part is missing. A copy cut short is swept by the next one. Two control planes that copy the
+same image at the same time leave a good copy or two: no lock is needed, and nobody waits for the dead.
 """
 
 from __future__ import annotations
@@ -58,9 +58,7 @@ class Storage:
             pool = self._conn.storagePoolDefineXML(_pool_xml(self._settings), 0)
             pool.setAutostart(1)
         if not pool.isActive():
-            pool.build(0)  # makes the folder; harmless when it is there
-            with suppress(libvirt.libvirtError):  # another thread was quicker
-                pool.create(0)
+            _bring_up(pool)
         return pool
 
     def size(self) -> int:
@@ -69,22 +67,23 @@ class Storage:
 
     # --- images
 
-    def find_image(self, digest: str) -> StoredImage | None:
+    def find_image(self, image: ImageFiles) -> StoredImage | None:
+        """A whole copy: stamped, and with every part that the image has."""
         present = set(self.pool().listVolumes())
-        stamps = sorted(name for name in present if _of_image(name, digest) and name.endswith(".ready"))
-        if not stamps:
-            return None
-        copy = stamps[0].removesuffix(".ready")
-        parts = {kind: f"{copy}.{kind}" for kind in ("disk", "kernel", "initrd")}
-        return StoredImage(**{kind: self.path(name) if name in present else "" for kind, name in parts.items()})
+        for stamp in sorted(name for name in present if _of_image(name, image.digest) and name.endswith(".ready")):
+            copy = stamp.removesuffix(".ready")
+            parts = {kind: f"{copy}.{kind}" for kind in _sources(image)}
+            if present.issuperset(parts.values()):
+                paths = {kind: self.path(name) for kind, name in parts.items()}
+                return StoredImage(paths.get("disk", ""), paths.get("kernel", ""), paths.get("initrd", ""))
+        return None
 
     def ensure_image(self, image: ImageFiles) -> None:
-        if self.find_image(image.digest) is not None:
+        if self.find_image(image) is not None:
             return
         copy = f"{_image_prefix(image.digest)}{secrets.token_hex(4)}"
-        for kind, source in (("disk", image.disk), ("kernel", image.kernel), ("initrd", image.initrd)):
-            if source:
-                self._copy(Path(source), f"{copy}.{kind}")
+        for kind, source in _sources(image).items():
+            self._copy(Path(source), f"{copy}.{kind}")
         self._create(f"{copy}.ready", _STAMP_SIZE)
         self._sweep_half_copies(image.digest)
 
@@ -94,6 +93,7 @@ class Storage:
             self.delete(name)
 
     def _sweep_half_copies(self, digest: str) -> None:
+        """A copy that another control plane has on its way may be swept too: lacking parts, it does not count then."""
         ours = [name for name in self._names() if _of_image(name, digest)]
         whole = tuple(name.removesuffix("ready") for name in ours if name.endswith(".ready"))
         for name in ours:
@@ -114,7 +114,7 @@ class Storage:
         name, size = names.root_disk(plan.handle), max(plan.disk, plan.image.virtual_size)
         volume = self._find_volume(name)
         if volume is None:
-            image = self.find_image(plan.image.digest)
+            image = self.find_image(plan.image)
             if image is None:
                 raise DriverError("the image is not on the host yet")
             self._create(name, size, format="qcow2", backing=(image.disk, plan.image.format))
@@ -245,8 +245,23 @@ class Storage:
         stream.finish()
 
 
+def _bring_up(pool: libvirt.virStoragePool) -> None:
+    try:
+        pool.build(0)  # makes the folder; harmless when it is there
+        pool.create(0)
+    except libvirt.libvirtError:
+        if not pool.isActive():  # else another call was quicker
+            raise
+
+
 def _image_prefix(digest: str) -> str:
     return f"image-{digest[:32]}-"
+
+
+def _sources(image: ImageFiles) -> dict[str, str]:
+    """The parts that an image has, and their files here."""
+    parts = {"disk": image.disk, "kernel": image.kernel, "initrd": image.initrd}
+    return {kind: path for kind, path in parts.items() if path}
 
 
 def _of_image(name: str, digest: str) -> bool:
