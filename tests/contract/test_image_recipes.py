@@ -78,9 +78,12 @@ class Guest:
     def press_power(self) -> None:
         with socket.socket(socket.AF_UNIX) as monitor:
             monitor.connect(str(self.folder / "monitor"))
-            monitor.recv(1000)
-            monitor.sendall(b"system_powerdown\n")
-            monitor.recv(1000)
+            monitor.settimeout(10)
+            for command in (b"", b"system_powerdown\n"):
+                monitor.sendall(command)
+                heard = b""
+                while not heard.endswith(b"(qemu) "):
+                    heard += monitor.recv(1000)
 
 
 def seed(path: Path, key: str) -> Path:
