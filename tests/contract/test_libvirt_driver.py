@@ -210,6 +210,8 @@ class TestLibvirtDriver(DriverContract):
         try:
             await console.write(f"{line}; echo done-{mark[:4]}''{mark[4:]}\r".encode())
             if "poweroff" in line:
+                while await asyncio.wait_for(console.read(), patience):
+                    pass  # the line is closed when the guest is off
                 return
 
             async def done() -> bool:

@@ -90,7 +90,7 @@ RULES = (
 OTHERS = {
     "network": (network_xml(NETWORK, "f1"), "network"),
     "filter": (filter_xml("f1", HANDLE, MAC, RULES), "nwfilter"),
-    "shelter": (shelter_xml("f1", ["192.0.2.9", "10.80.4.1"]), "nwfilter"),
+    "shelter": (shelter_xml("f1", ["192.0.2.9", "10.80.4.1"], ["10.80.4.0/22", "192.168.122.0/24"]), "nwfilter"),
     "mdev-device": (mdev_xml(MDEV.address, names.mdev_uuid(HANDLE, MDEV.address)), "nodedev"),
 }
 CASES = {name: (text, "domain") for name, text in DOMAINS.items()} | OTHERS

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network
 from itertools import pairwise
 from typing import Final
 from xml.etree.ElementTree import Element
 
 from usina.core.capacity import DeviceKind
-from usina.core.machine import DevicePlan, Firmware, InterfacePlan, MachinePlan
+from usina.core.machine import DevicePlan, Firmware, InterfacePlan, MachinePlan, NetworkPlan
 from usina.core.units import KiB, MiB
 from usina.drivers.libvirt import names
 from usina.drivers.libvirt.metadata import guest_metadata
@@ -84,9 +85,9 @@ def volume_disk_xml(volume: str, path: str, target: str) -> str:
     return render(_volume(root("devices"), volume, path, target))
 
 
-def gateway_of(plan: MachinePlan, interface: InterfacePlan) -> str:
+def _network_of(plan: MachinePlan, interface: InterfacePlan) -> NetworkPlan:
     """Raises `KeyError` when the plan does not tell of the interface's network."""
-    return {network.handle: network.gateway for network in plan.networks}[interface.network]
+    return {network.handle: network for network in plan.networks}[interface.network]
 
 
 def disk_target(position: int) -> str:
@@ -245,12 +246,24 @@ def _interface(devices: Element, plan: MachinePlan, interface: InterfacePlan, gr
     if plan.queues > 1 and not ground.session:
         add(card, "driver", queues=plan.queues)
     if not ground.session:
-        filter_ = add(card, "filterref", filter=names.packet_filter(plan.handle, interface.mac))
-        add(filter_, "parameter", name="CTRL_IP_LEARNING", value="none")
-        add(filter_, "parameter", name="GATEWAY", value=gateway_of(plan, interface))
-        add(filter_, "parameter", name="IP", value=interface.address)
+        _filter_reference(card, plan, interface)
     add(card, "rom", enabled="no")
     return card
+
+
+def _filter_reference(card: Element, plan: MachinePlan, interface: InterfacePlan) -> None:
+    network = _network_of(plan, interface)
+    subnet = IPv4Network(network.cidr)
+    values = {
+        "CTRL_IP_LEARNING": "none",
+        "GATEWAY": network.gateway,
+        "IP": interface.address,
+        "MASK": str(subnet.prefixlen),
+        "SUBNET": str(subnet.network_address),
+    }
+    reference = add(card, "filterref", filter=names.packet_filter(plan.handle, interface.mac))
+    for name, value in values.items():
+        add(reference, "parameter", name=name, value=value)
 
 
 def _host_device(devices: Element, plan: MachinePlan, device: DevicePlan) -> None:

@@ -1,7 +1,14 @@
 """Security groups as libvirt packet filters. Pure.
 
-A guest's filter works on two layers. Below, only ARP and IPv4 with the guest's own MAC and IP pass, so that nobody
-can pretend to be another. Above, connections are tracked, in the order of the priorities:
+A guest's filter works on two layers. Below, frame by frame, only ARP and IPv4 with the guest's own MAC and IP pass, so
+that nobody can pretend to be another, and nothing passes to or from another libvirt network of the host. That must be
+said here: libvirt's NAT networks do refuse each other, but its packet filters accept first what they let through.
+
+    -600 IPv4 to and from the own network is allowed
+    -550 IPv4 to and from every other network of the host is dropped (the shelter filter)
+    -500 other IPv4, and ARP, are allowed
+
+Above, connections are tracked:
 
     100  DHCP, and DNS of the own gateway, are allowed
     200  new connections to the host itself are dropped (the shelter filter), as are link-local addresses,
@@ -9,7 +16,7 @@ can pretend to be another. Above, connections are tracked, in the order of the p
     500  the rules of the security groups, and answers to what they let through
     1000 the rest is dropped
 
-`$IP` and `$GATEWAY` are filled in from the interface, so a filter's text follows from the rules alone.
+`$IP`, `$GATEWAY`, `$SUBNET` and `$MASK` are filled in from the interface: a filter's text follows from the rules alone.
 
 Format: https://libvirt.org/formatnwfilter.html
 """
@@ -25,6 +32,7 @@ from usina.core.machine import Rule
 from usina.drivers.libvirt import names
 from usina.drivers.libvirt.xml import add, parse, render, root
 
+_SIDES: Final = (("out", "dst"), ("in", "src"))
 _LINK_LOCAL: Final = "169.254.0.0/16"
 _CLEAN: Final = ("no-mac-spoofing", "no-ip-spoofing", "no-arp-mac-spoofing", "no-arp-ip-spoofing")
 
@@ -43,9 +51,13 @@ def filter_xml(factory: str, handle: str, mac: str, rules: Iterable[Rule]) -> st
     return render(filter_)
 
 
-def shelter_xml(factory: str, addresses: Iterable[str]) -> str:
-    """The filter that keeps guests off the host's own addresses, whichever bridge they are on."""
+def shelter_xml(factory: str, addresses: Iterable[str], networks: Iterable[str]) -> str:
+    """The filter that keeps guests off the host's own addresses and off each other's networks (CIDRs)."""
     filter_ = _filter(names.shelter_filter(factory))
+    for network in sorted(set(networks)):
+        for direction, side in _SIDES:
+            drop = add(filter_, "rule", action="drop", direction=direction, priority=-550)
+            add(drop, "ip", **_remote(side, network))
     for target in [_LINK_LOCAL, *sorted(set(addresses))]:
         drop = add(filter_, "rule", action="drop", direction="out", priority=200)
         add(drop, "all", **_remote("dst", target), state="NEW")
@@ -68,6 +80,9 @@ def _filter(name: str) -> Element:
 
 
 def _link_layer(filter_: Element) -> None:
+    for direction, side in _SIDES:
+        own = add(filter_, "rule", action="accept", direction=direction, priority=-600)
+        add(own, "ip", **{f"{side}ipaddr": "$SUBNET", f"{side}ipmask": "$MASK"})
     for protocol in ("arp", "ipv4"):
         add(
             add(filter_, "rule", action="accept", direction="inout", priority=-500),

@@ -13,7 +13,7 @@ from usina.core.machine import Rule
 from usina.drivers.libvirt import names
 from usina.drivers.libvirt.faults import is_missing
 from usina.drivers.libvirt.filter_xml import filter_xml, same_filter, shelter_xml
-from usina.drivers.libvirt.network_xml import read_addresses
+from usina.drivers.libvirt.network_xml import read_addresses, read_subnets
 from usina.drivers.libvirt.settings import Settings
 from usina.ports.driver import DriverError
 
@@ -39,7 +39,8 @@ class Filters:
         """Bring the filter that hides the host from its guests up to the addresses that the host has now."""
         if not self._settings.session:
             factory = self._settings.factory
-            self._put(names.shelter_filter(factory), shelter_xml(factory, self._host_addresses()))
+            text = shelter_xml(factory, *self._host_addresses())
+            self._put(names.shelter_filter(factory), text)
 
     def remove(self, handle: str, mac: str = "") -> None:
         """One filter of a guest, or all of them."""
@@ -63,13 +64,16 @@ class Filters:
                 raise
         self._conn.nwfilterDefineXML(text)
 
-    def _host_addresses(self) -> set[str]:
-        """Gateways of every libvirt network and, where the host is this machine, its other addresses."""
+    def _host_addresses(self) -> tuple[set[str], set[str]]:
+        """The host's own addresses, as far as they can be known from here, and the ranges of its networks."""
+        subnets: set[str] = set()
         found = local_addresses() if self._settings.local else set()
         for network in self._conn.listAllNetworks():
             with suppress(libvirt.libvirtError):  # removed since it was listed
-                found.update(read_addresses(network.XMLDesc()))
-        return {address for address in found if address and ":" not in address}
+                text = network.XMLDesc()
+                found.update(read_addresses(text))
+                subnets.update(read_subnets(text))
+        return {address for address in found if address and ":" not in address}, subnets
 
 
 def local_addresses() -> set[str]:

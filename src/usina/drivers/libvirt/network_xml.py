@@ -56,6 +56,15 @@ def read_addresses(network: str) -> list[str]:
     return [address.get("address", "") for address in parse(network).iterfind("ip")]
 
 
+def read_subnets(network: str) -> list[str]:
+    """The IPv4 ranges of a network's XML, as CIDRs."""
+    return [
+        str(IPv4Network(f"{part.get('address')}/{part.get('prefix') or part.get('netmask')}", strict=False))
+        for part in parse(network).iterfind("ip")
+        if part.get("family", "ipv4") == "ipv4" and (part.get("prefix") or part.get("netmask"))
+    ]
+
+
 def _host(dhcp: Element, entry: HostEntry) -> Element:
     mac, address, hostname = entry
     host = add(dhcp, "host", mac=mac, **({"name": hostname} if hostname else {}), ip=address)

@@ -13,19 +13,20 @@ from usina.core.machine import MachinePlan
 
 
 def seed_iso(plan: MachinePlan) -> bytes:
-    """An ISO 9660 image with Joliet and Rock Ridge names, labelled ``cidata``."""
+    """An ISO 9660 image with Rock Ridge names, labelled ``cidata``. Without Joliet, whose second label, padded with
+    blanks, keeps busybox from knowing the first."""
     documents = {
         "meta-data": plan.meta_data,
         "user-data": plan.user_data,
         "network-config": plan.network_config,
     }
     iso = pycdlib.PyCdlib()
-    iso.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident="cidata")
+    iso.new(interchange_level=3, rock_ridge="1.09", vol_ident="cidata")
     for number, (name, text) in enumerate(documents.items()):
         if name == "network-config" and not text:
             continue  # cloud-init would take an empty one for a wish to have no network
         data = text.encode()
-        iso.add_fp(BytesIO(data), len(data), f"/F{number}.;1", rr_name=name, joliet_path=f"/{name}")
+        iso.add_fp(BytesIO(data), len(data), f"/F{number}.;1", rr_name=name)
     image = BytesIO()
     iso.write_fp(image)
     iso.close()
