@@ -37,7 +37,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="qemu:///system wants root"),
 ]
 
-_READY = b"usina-tiny ready"
+_READY = b"usina-tiny ready: guest"  # its name is in the seed, so the seed was read
 _BOOT_PATIENCE = 90.0  # emulation on a busy machine
 
 
