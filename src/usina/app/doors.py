@@ -17,6 +17,7 @@ from usina.core.errors import Unauthenticated
 from usina.core.ids import is_id
 from usina.core.tenancy import Actor, Key, Member, Role
 from usina.core.units import Instant
+from usina.store.flights import Flights
 from usina.store.identity import note_use
 from usina.store.store import Store
 
@@ -39,6 +40,7 @@ class Doors:
         self._store, self._clock, self._master = store, clock, master
         self._known: dict[str, _Known] = {}
         self._noted: dict[str, Instant] = {}
+        self._flights = Flights()
 
     def secret(self, key: Key) -> str:
         """The secret of a key: 43 characters of URL-safe base64 (256 bits)."""
@@ -90,7 +92,7 @@ class Doors:
         known = self._known.get(key_id)
         if known is not None and 0 <= now - known.at < FRESH:
             return known
-        return await self._look_up(key_id, now)
+        return await self._flights.join(key_id, lambda: self._look_up(key_id, now))
 
     async def _look_up(self, key_id: str, now: Instant) -> _Known | None:
         key = await self._store.identity.key(key_id) if is_id(key_id, "key") else None

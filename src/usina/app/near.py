@@ -18,6 +18,7 @@ from usina.core.ids import is_id
 from usina.core.resource import Kind, Phase, Resource
 from usina.core.tenancy import Actor, Member, Project
 from usina.core.units import Instant
+from usina.store.flights import Flights
 from usina.store.rows import AnyResource
 from usina.store.store import Store
 
@@ -31,6 +32,7 @@ class Near:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store, self._clock = store, clock
         self._memory: dict[tuple[str, ...], tuple[Instant, Any]] = {}
+        self._flights = Flights()
 
     def forget(self) -> None:
         """After a change by this process: read anew."""
@@ -90,10 +92,13 @@ class Near:
         return await self._once(("hosts", only or ""), read)
 
     async def _once(self, key: tuple[str, ...], read: Callable[[], Awaitable[Found]]) -> Found:
-        now = self._clock.now()
         known = self._memory.get(key)
-        if known and 0 <= now - known[0] < FRESH:
+        if known and 0 <= self._clock.now() - known[0] < FRESH:
             return known[1]  # type: ignore[no-any-return]
+        return await self._flights.join(key, lambda: self._read(key, read))
+
+    async def _read(self, key: tuple[str, ...], read: Callable[[], Awaitable[Found]]) -> Found:
+        now = self._clock.now()
         found = await read()
         if len(self._memory) > FULL:
             self._memory.clear()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 
 from usina.core.units import Instant
 
@@ -49,7 +50,7 @@ class Device:
     driver: str = ""  # kernel driver bound now
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Inventory:
     """What a host has, as its driver probed it."""
 
@@ -59,11 +60,11 @@ class Inventory:
     traits: frozenset[str] = frozenset()  # "kvm", "uefi", "hugepages", "pci-passthrough", "multiqueue", "x86_64" …
     facts: Mapping[str, str] = field(default_factory=dict)  # for people: versions, accelerator and why
 
-    @property
+    @cached_property
     def cores(self) -> int:
         return sum(len(node.cpus) for node in self.nodes)
 
-    @property
+    @cached_property
     def memory(self) -> int:
         return sum(node.memory for node in self.nodes)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 from collections.abc import Collection, Iterator
+from functools import lru_cache
 
 from usina.core.errors import Invalid
 
@@ -12,6 +13,7 @@ POOL = "10.64.0.0/12"
 """Where networks without a range of their own are cut from, a /24 each (4,096 of them)."""
 
 
+@lru_cache(maxsize=4096)
 def gateway_of(cidr: str) -> str:
     """The first address of the range: the host's side, DHCP and DNS."""
     return str(ipaddress.IPv4Network(cidr)[1])

@@ -40,6 +40,8 @@ class _Post:
     driver: Driver
     reachable: bool = True
     known: dict[str, Seen] = field(default_factory=dict)
+    surveyed: Mapping[str, Seen] | None = None  # what the driver gave last; the same object means "nothing new"
+    touched: bool = False  # `known` was changed since
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
 
@@ -86,6 +88,7 @@ class Fleet:
         post = self._posts.get(host)
         if post is None:
             return
+        post.touched = True
         if isinstance(seen, Absent):
             post.known.pop(handle, None)
         else:
@@ -155,9 +158,11 @@ class Fleet:
     async def _survey(self, post: _Post) -> None:
         sights = await post.driver.survey()
         await self._reached(post, True, "")
+        if sights is post.surveyed and not post.touched:
+            return
         changed = [handle for handle, seen in sights.items() if post.known.get(handle) != seen]
         changed += [handle for handle in post.known if handle not in sights]
-        post.known = dict(sights)
+        post.known, post.surveyed, post.touched = dict(sights), sights, False
         if changed:
             await self.wake(changed)
 

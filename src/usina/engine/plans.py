@@ -19,6 +19,7 @@ from usina.core.machine import (
 from usina.core.machine_decide import Machine
 from usina.core.network import gateway_of
 from usina.ports.driver import DriverError
+from usina.store.flights import Flights
 from usina.store.rows import AnyResource
 from usina.store.store import Store
 
@@ -29,6 +30,7 @@ class Plans:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._memory: dict[str, tuple[float, AnyResource]] = {}
+        self._flights = Flights()
 
     def forget(self, id: str) -> None:
         self._memory.pop(id, None)
@@ -87,10 +89,13 @@ class Plans:
         return status.files
 
     async def _get(self, id: str) -> AnyResource:
-        now = time.monotonic()
         known = self._memory.get(id)
-        if known and now - known[0] < FRESH:
+        if known and time.monotonic() - known[0] < FRESH:
             return known[1]
+        return await self._flights.join(id, lambda: self._read(id))
+
+    async def _read(self, id: str) -> AnyResource:
+        now = time.monotonic()
         found = await self._store.resources.get(id)
         if found is None:
             raise DriverError(f"{id} is gone", lasting=True)

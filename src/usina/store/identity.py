@@ -47,6 +47,11 @@ _USED = update(keys).where(keys.c.id == _b("b_id")).values(last_used_at=_b("b_at
 _LIMIT = update(quotas).where(quotas.c.scope == _b("b_scope")).values({f"limit_{m}": _b(f"b_{m}") for m in MEASURES})
 
 
+_PROJECT = select(projects).where(projects.c.id == _b("b_id"))
+_MEMBER = select(members).where((members.c.id == _b("b_ref")) | (members.c.name == _b("b_ref")))
+_KEY = select(keys).where(keys.c.id == _b("b_id"))
+
+
 class Identity:
     """Reads. Writers are the functions below; they gather into a `Work`."""
 
@@ -65,7 +70,7 @@ class Identity:
         return [rows.tenant(row) for row in await self._all(query)]
 
     async def project(self, ref: str) -> Project | None:
-        row = await self._first(select(projects).where(projects.c.id == ref))
+        row = await self._database.first(_PROJECT, {"b_id": ref})
         return rows.project(row) if row else None
 
     async def project_named(self, tenant: str, name: str) -> Project | None:
@@ -91,7 +96,7 @@ class Identity:
 
     async def member(self, ref: str) -> Member | None:
         """By id or name."""
-        row = await self._first(select(members).where((members.c.id == ref) | (members.c.name == ref)))
+        row = await self._database.first(_MEMBER, {"b_ref": ref})
         return rows.member(row, (await self._roles([row.id]))[row.id]) if row else None
 
     async def members(
@@ -105,7 +110,7 @@ class Identity:
         return [rows.member(row, held[row.id]) for row in found]
 
     async def key(self, id: str) -> Key | None:
-        row = await self._first(select(keys).where(keys.c.id == id))
+        row = await self._database.first(_KEY, {"b_id": id})
         return rows.key(row) if row else None
 
     async def keys(self, owners: list[str] | None, after: str = "", limit: int = 100) -> list[Key]:

@@ -14,6 +14,11 @@ from usina.store import rows
 from usina.store.database import Database
 from usina.store.tables import claims, requests, reservations, resources
 
+_NAMED = select(resources).where(
+    resources.c.project == bindparam("b_project"),
+    resources.c.kind == bindparam("b_kind"),
+    resources.c.name == bindparam("b_name"),
+)
 _ONE = select(resources).where(resources.c.id == bindparam("b_id"))
 
 
@@ -33,10 +38,7 @@ class Resources:
         return {row.id: rows.resource(row) for row in found}
 
     async def named(self, kind: Kind, project: str, name: str) -> rows.AnyResource | None:
-        query = select(resources).where(
-            resources.c.project == project, resources.c.kind == kind.value, resources.c.name == name
-        )
-        row = await self._database.first(query)
+        row = await self._database.first(_NAMED, {"b_project": project, "b_kind": kind.value, "b_name": name})
         return rows.resource(row) if row else None
 
     async def page(

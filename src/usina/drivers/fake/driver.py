@@ -35,7 +35,7 @@ class FakeDriver:
         self._world = World(Path(settings.options.get("dir") or settings.state_dir / "fake"))
         self._delay = float(settings.options.get("delay", 0))
         self._changed: asyncio.Queue[str] = asyncio.Queue()
-        self._sights: dict[str, tuple[Guest, Seen]] = {}  # of the last survey; a guest that did not change is kept
+        self._surveyed: tuple[Mapping[str, Guest], Mapping[str, Seen]] = ({}, {})
 
     async def inventory(self) -> Inventory:
         self._reach()
@@ -69,12 +69,12 @@ class FakeDriver:
 
     async def survey(self) -> Mapping[str, Seen]:
         self._reach()
-        sights: dict[str, tuple[Guest, Seen]] = {}
-        for guest in self._world.all():
-            known = self._sights.get(guest.handle)
-            sights[guest.handle] = known if known and known[0] is guest else (guest, _present(guest))
-        self._sights = sights
-        return {handle: seen for handle, (_, seen) in sights.items()}
+        guests = self._world.all()
+        if guests is not self._surveyed[0]:
+            before, sights = self._surveyed
+            fresh = {h: sights[h] if before.get(h) is guest else _present(guest) for h, guest in guests.items()}
+            self._surveyed = (guests, fresh)
+        return self._surveyed[1]
 
     async def watch(self) -> AsyncIterator[str]:
         while True:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -41,6 +41,8 @@ class World:
             (root / kind).mkdir(parents=True, exist_ok=True)
         self._guests = f"{root}/guests"
         self._seen: dict[str, tuple[int, Guest]] = {}
+        self._last: Mapping[str, Guest] = {}
+        self._stamp = -1
 
     @property
     def answers(self) -> bool:
@@ -76,24 +78,31 @@ class World:
         except FileNotFoundError:
             return None
 
-    def all(self) -> Iterator[Guest]:
-        """Every guest; a file that did not change since the last call is not read again."""
+    def all(self) -> Mapping[str, Guest]:
+        """Every guest by handle: the same mapping as before while the folder has not changed, and only the files that
+        have changed are read. (Every change is a rename or a removal, and so moves the folder's own time.)"""
+        stamp = os.stat(self._guests).st_mtime_ns
+        if stamp == self._stamp:
+            return self._last
         fresh: dict[str, tuple[int, Guest]] = {}
         with os.scandir(self._guests) as entries:
             for entry in entries:
-                if not entry.name.endswith(".json"):
-                    continue
-                handle = entry.name[:-5]
-                try:
-                    stamp = entry.stat().st_mtime_ns
-                except FileNotFoundError:
-                    continue
-                known = self._seen.get(handle)
-                guest = known[1] if known and known[0] == stamp else self.load(handle)
-                if guest is not None:
-                    fresh[handle] = (stamp, guest)
-                    yield guest
-        self._seen = fresh
+                if entry.name.endswith(".json"):
+                    self._take(entry, fresh)
+        self._seen, self._stamp = fresh, stamp
+        self._last = {handle: guest for handle, (_, guest) in fresh.items()}
+        return self._last
+
+    def _take(self, entry: os.DirEntry[str], fresh: dict[str, tuple[int, Guest]]) -> None:
+        handle = entry.name[:-5]
+        try:
+            stamp = entry.stat().st_mtime_ns
+        except FileNotFoundError:
+            return
+        known = self._seen.get(handle)
+        guest = known[1] if known and known[0] == stamp else self.load(handle)
+        if guest is not None:
+            fresh[handle] = (stamp, guest)
 
 
 def _write(path: str, content: bytes) -> None:
