@@ -17,7 +17,7 @@ USER_DATA_LIMIT = 64 * 1024
 
 def meta_data(instance: str, hostname: str, ssh_keys: Sequence[str]) -> str:
     """Identity of the guest: a new `instance` makes cloud-init run anew."""
-    return json.dumps({"instance-id": instance, "local-hostname": hostname, "public-keys": list(ssh_keys)}, indent=1)
+    return json.dumps({"instance-id": instance, "local-hostname": hostname, "public-keys": list(ssh_keys)})
 
 
 def network_config(interfaces: Sequence[Interface]) -> str:
@@ -31,4 +31,4 @@ def network_config(interfaces: Sequence[Interface]) -> str:
         }
         for number, card in enumerate(interfaces)
     }
-    return json.dumps({"version": 2, "ethernets": cards}, indent=1)
+    return json.dumps({"version": 2, "ethernets": cards})

@@ -5,6 +5,7 @@ Every refusal counts hosts by their first failing reason, so that the counts add
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -30,17 +31,15 @@ class Refusal:
 
 def place(providers: Iterable[Provider], needs: Needs) -> Claim | Refusal:
     """The best claim for `needs` over `providers`, or a refusal with counts."""
-    best: tuple[tuple[float, str], Claim] | None = None
-    reasons: Counter[str] = Counter()
-    for provider in providers:
-        found = place_within(provider, needs)
-        if isinstance(found, str):
-            reasons[found] += 1
-            continue
-        rank = (_spare(provider, needs), provider.id)
-        if best is None or rank < best[0]:
-            best = (rank, found)
-    return best[1] if best else Refusal(dict(reasons))
+    snapshot = list(providers)
+    # Rank by totals first, which is cheap; the exact search then runs on the best few only, mostly on one.
+    ranked = [(_spare(p, needs), p.id, n) for n, p in enumerate(snapshot) if _obstacle(p, needs) is None]
+    heapq.heapify(ranked)
+    while ranked:
+        found = place_within(snapshot[heapq.heappop(ranked)[2]], needs)
+        if isinstance(found, Claim):
+            return found
+    return Refusal(Counter(str(place_within(provider, needs)) for provider in snapshot))
 
 
 def _spare(provider: Provider, needs: Needs) -> float:
@@ -56,8 +55,8 @@ def _spare(provider: Provider, needs: Needs) -> float:
     )
 
 
-def place_within(provider: Provider, needs: Needs) -> Claim | str:
-    """The claim for `needs` on this one host, or the first reason why not (a short phrase that follows a number)."""
+def _obstacle(provider: Provider, needs: Needs) -> str | None:
+    """The first reason that the host's totals already give why not (a short phrase that follows a number)."""
     inventory = provider.inventory
     if needs.host is not None and needs.host not in (provider.id, provider.name):
         return "are not the host asked for"
@@ -65,9 +64,8 @@ def place_within(provider: Provider, needs: Needs) -> Claim | str:
         return f"are {provider.state.value}"
     if not provider.reachable:
         return "do not answer"
-    lacking = needs.traits - inventory.traits
-    if lacking:
-        return f"lack {', '.join(sorted(lacking))}"
+    if needs.traits and not needs.traits <= inventory.traits:
+        return f"lack {', '.join(sorted(needs.traits - inventory.traits))}"
     if needs.pinned and "pinning" not in inventory.traits:
         return "lack pinning"
     if not _cores_suffice(provider, needs):
@@ -76,6 +74,14 @@ def place_within(provider: Provider, needs: Needs) -> Claim | str:
         return "lack memory"
     if provider.used_disk + needs.disk > inventory.disk:
         return "lack disk"
+    return None
+
+
+def place_within(provider: Provider, needs: Needs) -> Claim | str:
+    """The claim for `needs` on this one host, or the first reason why not."""
+    obstacle = _obstacle(provider, needs)
+    if obstacle is not None:
+        return obstacle
     devices = _pick_devices(provider, needs.devices)
     if isinstance(devices, str):
         return devices

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from usina import __version__
 from usina.app.context import House
@@ -28,7 +29,7 @@ usina machine ssh hello</pre>
 <small>version {version}</small></html>"""
 
 
-def make_app(house: House, facades: Iterable[FacadePlugin], endpoint: str) -> Starlette:
+def make_app(house: House, facades: Iterable[FacadePlugin], endpoint: str) -> ASGIApp:
     """All doors of one process on one port."""
 
     async def front(request: Request) -> Response:
@@ -44,7 +45,21 @@ def make_app(house: House, facades: Iterable[FacadePlugin], endpoint: str) -> St
     async def metrics(request: Request) -> Response:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
-    mounts = [Mount(facade.mount, app=facade.app(house), name=facade.name) for facade in facades]
-    return Starlette(
-        routes=[Route("/", front), Route("/healthz", health), Route("/metrics", metrics), *mounts],
-    )
+    own = Starlette(routes=[Route("/", front), Route("/healthz", health), Route("/metrics", metrics)])
+    return _Doors({facade.mount: facade.app(house) for facade in facades}, own)
+
+
+class _Doors:
+    """Sends a request to the facade at its prefix, with ``root_path`` set as ASGI wants it; the rest is our own."""
+
+    def __init__(self, mounts: Mapping[str, ASGIApp], own: ASGIApp) -> None:
+        self._mounts, self._own = list(mounts.items()), own
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope.get("path", "")
+        for mount, app in self._mounts:
+            if path.startswith(mount + "/"):
+                scope["root_path"] = scope.get("root_path", "") + mount
+                await app(scope, receive, send)
+                return
+        await self._own(scope, receive, send)

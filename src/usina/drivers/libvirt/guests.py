@@ -78,16 +78,25 @@ class Guests:
     def start(self, handle: str) -> None:
         domain = self.need(handle)
         if not domain.isActive():
-            domain.create()
+            try:
+                domain.create()
+            except libvirt.libvirtError:
+                if not domain.isActive():  # else another call was quicker
+                    raise
 
     def ask_to_power_off(self, handle: str) -> bool:
         """Press the power button. False when the guest is off already."""
         domain = self.find(handle)
         if domain is None or not domain.isActive():
             return False
-        if domain.state()[0] in _PAUSED:
-            domain.resume()  # a paused guest hears nothing
-        domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+        try:
+            if domain.state()[0] in _PAUSED:
+                domain.resume()  # a paused guest hears nothing
+            domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+        except libvirt.libvirtError:
+            if domain.isActive():
+                raise
+            return False  # it went off just now
         return True
 
     def is_off(self, handle: str) -> bool:
