@@ -73,8 +73,8 @@ def left_on_the_host() -> set[str]:
         *(f"filter {filter_.name()}" for filter_ in conn.listAllNWFilters()),
     }
     conn.close()
-    for place in ("/var/lib/usina", "/var/lib/libvirt/qemu"):
-        things |= {str(path) for path in Path(place).rglob("*.*")}
+    things |= {str(path) for path in Path("/var/lib/usina").glob("**/*")}
+    things |= {str(path) for path in Path("/var/lib/libvirt/qemu").glob("**/*.*")}
     return things
 
 

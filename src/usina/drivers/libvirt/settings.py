@@ -79,7 +79,7 @@ def read(host: HostSettings) -> Settings:
     uri = _without_terminal(host.options.get("uri", _LOCAL[0]))
     suffix = host.id[-12:]
     session = urlsplit(uri).path == "/session"
-    default = host.state_dir / "pool" if session else f"/var/lib/usina/{host.factory}/{host.id}"
+    default = host.state_dir / "pool" if session else f"/var/lib/usina/{host.factory}-{host.id}"
     return Settings(
         uri=uri,
         pool_name=f"usina-{host.factory}-{suffix}",
