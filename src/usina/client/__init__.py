@@ -1,0 +1,51 @@
+"""The typed client of the native API. Knows of the house only `core.errors` and `core.units`.
+
+Read `client.py` first; `wire.py` is how it speaks, `collections.py` what it can say.
+"""
+
+from usina.client.client import Client
+from usina.client.errors import ApiError, CannotConnect, ResourceFailed, WaitedTooLong
+from usina.client.models import (
+    Card,
+    Claim,
+    Device,
+    DeviceWish,
+    Event,
+    FreshKey,
+    Host,
+    Key,
+    Member,
+    Project,
+    Quota,
+    Resource,
+    Rule,
+    Site,
+    Tenant,
+    WhoAmI,
+)
+from usina.client.streams import Stream
+
+__all__ = [
+    "ApiError",
+    "CannotConnect",
+    "Card",
+    "Claim",
+    "Client",
+    "Device",
+    "DeviceWish",
+    "Event",
+    "FreshKey",
+    "Host",
+    "Key",
+    "Member",
+    "Project",
+    "Quota",
+    "Resource",
+    "ResourceFailed",
+    "Rule",
+    "Site",
+    "Stream",
+    "Tenant",
+    "WaitedTooLong",
+    "WhoAmI",
+]

@@ -177,9 +177,13 @@ class Database:
 
 def _execute(connection: Connection, group: list[Write]) -> None:
     """Equal statements as one executemany; the sum of touched rows must be the sum expected."""
+    values = [dict(write.values) for write in group]
     try:
-        values = [dict(write.values) for write in group]
-        result: CursorResult[Any] = connection.execute(group[0].statement, values if len(values) > 1 else values[0])
+        result: CursorResult[Any] = connection.execute(
+            group[0].statement,
+            values if len(values) > 1 else values[0],
+            execution_options={"preserve_rowcount": True},
+        )
     except IntegrityError as error:
         raise GuardFailed(group[0]) from error
     expected = [write.expect for write in group if write.expect is not None]

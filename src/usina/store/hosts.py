@@ -39,7 +39,7 @@ class Host:
         return self.provider.name
 
 
-_ADD = insert(providers)
+_ADD = insert(providers).inline()
 _STATE = (
     update(providers)
     .where(providers.c.id == _b("b_id"))

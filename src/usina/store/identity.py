@@ -16,8 +16,8 @@ from usina.store.tables import keys, members, projects, quotas, resources, roles
 from usina.store.work import CHANGE, FREE, TAKE, Work, missing
 
 _b = bindparam
-_ADD_TENANT, _ADD_PROJECT, _ADD_MEMBER = insert(tenants), insert(projects), insert(members)
-_ADD_ROLE, _ADD_KEY, _ADD_QUOTA = insert(roles), insert(keys), insert(quotas)
+_ADD_TENANT, _ADD_PROJECT, _ADD_MEMBER = (insert(table).inline() for table in (tenants, projects, members))
+_ADD_ROLE, _ADD_KEY, _ADD_QUOTA = (insert(table).inline() for table in (roles, keys, quotas))
 _DROP_TENANT = delete(tenants).where(
     tenants.c.id == _b("b_id"),
     ~select(projects.c.id).where(projects.c.tenant == _b("b_id")).exists(),

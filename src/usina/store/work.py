@@ -27,7 +27,7 @@ FREE, COUNT, TAKE, CHANGE, TELL = range(5)  # ranks: what frees comes first, wha
 _b = bindparam
 _IN_USE = exists().where(reservations.c.scope == _b("b_scope")).correlate(None)
 
-_ORDER = insert(resources)
+_ORDER = insert(resources).inline()
 _WISH = (
     update(resources)
     .where(
@@ -80,7 +80,7 @@ _FREE_ONE = delete(reservations).where(
     reservations.c.key == _b("b_key"),
     reservations.c.owner == _b("b_owner"),
 )
-_RESERVE = insert(reservations)
+_RESERVE = insert(reservations).inline()
 _RESERVE_ALIVE = insert(reservations).from_select(
     ["scope", "key", "owner"],
     select(
@@ -106,7 +106,7 @@ _CHARGE = (
     )
     .values({f"used_{m}": quotas.c[f"used_{m}"] + _b(f"b_{m}") for m in MEASURES})
 )
-_CLAIM = insert(claims)
+_CLAIM = insert(claims).inline()
 _DROP_CLAIMS = delete(claims).where(claims.c.resource == _b("b_resource"))
 _DROP_CLAIM = delete(claims).where(claims.c.resource == _b("b_resource"), claims.c.provider == _b("b_provider"))
 _TAKE = (
@@ -129,8 +129,8 @@ _GIVE_BACK = (
         used_disk=providers.c.used_disk - _b("b_disk"),
     )
 )
-_TELL = insert(events)
-_REQUEST = insert(requests)
+_TELL = insert(events).inline()
+_REQUEST = insert(requests).inline()
 
 
 class Work:

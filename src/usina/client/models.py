@@ -1,0 +1,220 @@
+"""What the site says and is told, as frozen structs. Sizes are bytes, times are UTC."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+MOVING = frozenset({"pending", "building", "starting", "stopping", "deleting"})
+"""Phases on the way to another."""
+
+
+class Condition(msgspec.Struct, frozen=True):
+    """One answered question about a resource, for example ``Placed`` or ``Reachable``."""
+
+    kind: str
+    ok: bool
+    reason: str
+    message: str
+    since: datetime
+
+
+class Resource(msgspec.Struct, frozen=True):
+    """What a project owns: `spec` is wanted, `status` is seen, `phase` says how far apart they are."""
+
+    id: str
+    kind: str
+    tenant: str
+    project: str
+    name: str
+    phase: str
+    generation: int
+    observed: int
+    deleting: bool
+    host: str | None
+    spec: dict[str, Any]
+    status: dict[str, Any]
+    conditions: tuple[Condition, ...]
+    labels: dict[str, str]
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def title(self) -> str:
+        return f"{self.kind.replace('_', ' ')} {self.name}"
+
+    @property
+    def trouble(self) -> str:
+        """The newest answer that is not well, in one sentence; empty if all is well."""
+        bad = [c for c in self.conditions if not c.ok and c.message]
+        return max(bad, key=lambda c: c.since).message if bad else ""
+
+    def settled(self, generation: int) -> bool:
+        """Whether the site has nothing left to do for the wish of `generation`."""
+        return self.observed >= generation and self.phase not in MOVING
+
+
+class Tenant(msgspec.Struct, frozen=True):
+    id: str
+    name: str
+    created_at: datetime
+
+
+class Project(msgspec.Struct, frozen=True):
+    id: str
+    tenant: str
+    name: str
+    created_at: datetime
+
+
+class Member(msgspec.Struct, frozen=True):
+    id: str
+    tenant: str | None
+    name: str
+    email: str
+    ssh_keys: tuple[str, ...]
+    disabled: bool
+    roles: dict[str, str]
+    created_at: datetime
+
+
+class Key(msgspec.Struct, frozen=True):
+    id: str
+    member: str
+    name: str
+    version: int
+    project: str | None
+    role: str | None
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+
+
+class FreshKey(Key, frozen=True):
+    """A key as it is shown once, with its secret."""
+
+    secret: str
+    token: str
+
+    def __repr__(self) -> str:  # a secret never slips into a log by way of a repr
+        return f"FreshKey(id={self.id!r}, name={self.name!r})"
+
+
+class Quota(msgspec.Struct, frozen=True):
+    """What may exist at once in a tenant or project; a limit of None is no limit."""
+
+    scope: str
+    limits: dict[str, int | None]
+    used: dict[str, int]
+
+
+class Device(msgspec.Struct, frozen=True):
+    address: str
+    kind: str
+    model: str
+    vendor: str
+    node: int | None
+    memory: int
+    parent: str | None
+    cordoned: bool
+    taken: bool
+
+
+class Host(msgspec.Struct, frozen=True):
+    id: str
+    name: str
+    driver: str
+    state: str
+    reachable: bool
+    message: str
+    generation: int
+    cpu_ratio: float
+    cores: int
+    memory: int
+    disk: int
+    used: dict[str, int]
+    nodes: tuple[dict[str, Any], ...]
+    devices: tuple[Device, ...]
+    traits: tuple[str, ...]
+    facts: dict[str, str]
+    options: dict[str, Any]
+    created_at: datetime
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """Capacity held on a host for a resource."""
+
+    resource: str
+    cores: int
+    memory: int
+    disk: int
+    cpus: tuple[int, ...]
+    nodes: tuple[int, ...]
+    hugepage: int
+    devices: tuple[str, ...]
+
+
+class Event(msgspec.Struct, frozen=True):
+    seq: int
+    at: datetime
+    kind: str
+    subject: str
+    related: str | None
+    tenant: str | None
+    project: str | None
+    actor: str
+    cause: str
+    text: str
+    data: dict[str, Any]
+
+
+class WhoAmI(msgspec.Struct, frozen=True):
+    member: str
+    name: str
+    tenant: str | None
+    key: str
+    project: str | None
+    roles: dict[str, str]
+
+
+class Site(msgspec.Struct, frozen=True):
+    """What a site offers: drivers and image recipes."""
+
+    version: str
+    drivers: dict[str, Any]
+    recipes: tuple[str, ...]
+
+
+# --- what is sent
+
+
+class Card(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A network card of a machine that is ordered."""
+
+    network: str = "default"
+    security_groups: tuple[str, ...] = ("default",)
+    address: str | None = None
+
+
+class DeviceWish(msgspec.Struct, frozen=True, omit_defaults=True):
+    kind: str = "gpu"
+    count: int = 1
+    model: str | None = None
+    mdev_type: str | None = None
+
+
+class Rule(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a security group lets in or out; `ports` is an inclusive range."""
+
+    direction: str
+    protocol: str = "all"
+    ports: tuple[int, int] | None = None
+    remote: str = "0.0.0.0/0"
+
+
+def given(**fields: Any) -> dict[str, Any]:
+    """The fields of a body that were given: those that are not None."""
+    return {name: value for name, value in fields.items() if value is not None}
