@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import inspect
 
-from usina.core.capacity import Claim, HostState, Inventory, NumaNode, Provider
+from usina.core.capacity import Claim, Host, HostState, Inventory, NumaNode, Provider
 from usina.core.errors import Conflict, QuotaExceeded, Stale
 from usina.core.event import Event
 from usina.core.goods import NoStatus, VolumeSpec
@@ -18,7 +18,6 @@ from usina.core.resource import Kind, Phase, Resource
 from usina.core.tenancy import Action, Amounts, Project, Quota, Scope, Tenant
 from usina.store import hosts as host_writers
 from usina.store import identity as identity_writers
-from usina.store.hosts import Host
 from usina.store.store import Store, migrate
 from usina.store.tables import metadata
 from usina.store.work import LeaseLost
@@ -248,8 +247,8 @@ async def test_events_are_numbered_in_the_order_of_commits(store: Store) -> None
 
 
 async def test_migrations_from_nothing_give_the_tables_as_they_are_declared(database_url: str) -> None:
-    from alembic.migration import MigrationContext
     from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
 
     store = Store(database_url)
     await migrate(store.database)

@@ -18,13 +18,12 @@ from usina.core.event import Event
 from usina.core.grant import Grant, permit
 from usina.core.ids import Ids, is_id
 from usina.core.quota import amounts_of, excess
-from usina.core.resource import Kind
+from usina.core.resource import AnyResource, Kind
 from usina.core.tenancy import Action, Actor, Amounts, Project, Scope
 from usina.core.units import Instant
 from usina.ports.driver import DriverPlugin
 from usina.ports.fleet import Hosts
 from usina.ports.library import Library
-from usina.store.rows import AnyResource
 from usina.store.store import Store
 from usina.store.work import RepeatedRequest, Work
 

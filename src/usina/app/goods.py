@@ -26,10 +26,9 @@ from usina.core.grant import Grant
 from usina.core.machine import Rule
 from usina.core.names import check_labels, check_name, check_range
 from usina.core.quota import amounts_of
-from usina.core.resource import Kind, Resource
+from usina.core.resource import AnyResource, Kind, Resource
 from usina.core.tenancy import Action, Project, Scope
 from usina.core.units import KiB, MiB, TiB
-from usina.store.rows import AnyResource
 from usina.store.work import Work, missing
 
 PORTS = (20000, 29999)

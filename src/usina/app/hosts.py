@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from usina.app.context import Context
-from usina.core.capacity import Claim, HostState, Provider
+from usina.core.capacity import Claim, Host, HostState, Provider
 from usina.core.errors import Conflict, Invalid, NotFound, Unavailable
 from usina.core.event import Event
 from usina.core.grant import Grant
@@ -17,7 +17,6 @@ from usina.core.resource import Kind
 from usina.core.tenancy import Action, Scope
 from usina.ports.driver import DriverError
 from usina.store import hosts as writers
-from usina.store.hosts import Host
 
 
 def _require(context: Context, action: Action) -> Grant:

@@ -15,11 +15,10 @@ from usina.core.clock import Clock
 from usina.core.errors import NotFound
 from usina.core.goods import Image, may_use
 from usina.core.ids import is_id
-from usina.core.resource import Kind, Phase, Resource
+from usina.core.resource import AnyResource, Kind, Phase, Resource
 from usina.core.tenancy import Actor, Member, Project
 from usina.core.units import Instant
 from usina.store.flights import Flights
-from usina.store.rows import AnyResource
 from usina.store.store import Store
 
 FRESH = 1.0
@@ -121,7 +120,7 @@ def _emptied(provider: Provider) -> Provider:
         used_memory=0,
         used_disk=0,
         taken_cpus=frozenset(),
-        taken_devices=frozenset(),
+        taken_devices={},
         used_hugepages={},
         bound_memory={},
         cordoned_devices=frozenset(),

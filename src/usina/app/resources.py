@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from usina.app.context import Context
@@ -9,9 +10,8 @@ from usina.core.errors import NotFound
 from usina.core.event import Event
 from usina.core.goods import may_use
 from usina.core.ids import is_id
-from usina.core.resource import Kind, Phase
+from usina.core.resource import AnyResource, Kind, Phase
 from usina.core.tenancy import Action, Role, Scope
-from usina.store.rows import AnyResource
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +125,21 @@ async def events(
     return await context.store.events.since(
         after, projects=projects, tenants=tenants, subject=subject, kind=kind, limit=limit
     )
+
+
+async def newest(context: Context) -> int:
+    """The sequence number of the newest event of the site; where a stream begins that asks for no earlier one."""
+    return await context.store.events.last()
+
+
+async def next_commit(context: Context, limit: float) -> None:
+    """Wait until this process commits something, or `limit` seconds have passed (others may have)."""
+    pulse = context.store.database.pulse
+    try:
+        async with asyncio.timeout(limit):
+            await pulse.wait()
+    except TimeoutError:
+        return
 
 
 async def scope_of_events(context: Context, project: str | None) -> tuple[list[str] | None, list[str] | None]:

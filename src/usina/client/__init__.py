@@ -1,6 +1,6 @@
 """The typed client of the native API. Knows of the house only `core.errors` and `core.units`.
 
-Read `client.py` first; `wire.py` is how it speaks, `collections.py` what it can say.
+Read `client.py` first; `wire.py` is how it speaks, `resources.py` what it can say.
 """
 
 from usina.client.client import Client

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from usina.client import waiting
-from usina.client.collections import Forwards, Machines, Networks, SecurityGroups, Volumes
+from usina.client.resources import Forwards, Machines, Networks, SecurityGroups, Volumes
 from usina.client.errors import ApiError
 from usina.client.events import Events
 from usina.client.identity import Hosts, Keys, Members, Projects, Quotas, Tenants
@@ -35,9 +35,9 @@ def _unwatched(resource: Resource, event: Event | None) -> None:
 class Client:
     """A site at `endpoint`, opened with a key's `token`. Names are looked up in `project`, if one is given.
 
-        with Client("http://127.0.0.1:8470", token) as site:
-            machine = site.machines.create("hello", "debian-12", cores=2)
-            site.wait(machine)
+    with Client("http://127.0.0.1:8470", token) as site:
+        machine = site.machines.create("hello", "debian-12", cores=2)
+        site.wait(machine)
     """
 
     def __init__(self, endpoint: str, token: str, timeout: float = 30.0, *, project: str | None = None) -> None:

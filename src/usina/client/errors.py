@@ -1,10 +1,10 @@
 """What can go wrong between a client and a site. All are `UsinaError`s, so one ``except`` catches them.
 
-    UsinaError
-    ├── ApiError        the site answered with a problem (RFC 9457); has the status, code, field and data
-    ├── CannotConnect   the site does not answer
-    ├── WaitedTooLong   what was waited for did not come in time
-    └── ResourceFailed  what was waited for failed; has the resource
+UsinaError
+├── ApiError        the site answered with a problem (RFC 9457); has the status, code, field and data
+├── CannotConnect   the site does not answer
+├── WaitedTooLong   what was waited for did not come in time
+└── ResourceFailed  what was waited for failed; has the resource
 """
 
 from __future__ import annotations

@@ -81,9 +81,7 @@ class Events:
         if last is not None:
             headers["Last-Event-ID"] = str(last)
         timeout = httpx2.Timeout(SILENCE, connect=5.0)
-        with self._wire.http.stream(
-            "GET", "/events/stream", params=params, headers=headers, timeout=timeout
-        ) as answer:
+        with self._wire.http.stream("GET", "/events/stream", params=params, headers=headers, timeout=timeout) as answer:
             if not answer.is_success:
                 raise read_problem(answer.status_code, answer.read())
             yield from read_events(answer.iter_lines())

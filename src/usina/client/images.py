@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from usina.client.collections import Collection
+from usina.client.resources import Collection
 from usina.client.errors import ApiError, CannotConnect
 from usina.client.models import Resource, given
 from usina.client.wire import segment

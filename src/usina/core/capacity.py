@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
+from typing import Any
 
 from usina.core.units import Instant
 
@@ -46,7 +47,7 @@ class Device:
     node: int | None = None  # NUMA node, None where the platform does not say
     memory: int = 0
     parent: str | None = None  # PCI address of the physical function of a VF
-    mdev_types: Mapping[str, int] = field(default_factory=dict)  # type -> instances still free
+    mdev_types: Mapping[str, int] = field(default_factory=dict)  # type -> instances it can carry in all
     driver: str = ""  # kernel driver bound now
 
 
@@ -121,9 +122,27 @@ class Provider:
     used_memory: int = 0
     used_disk: int = 0
     taken_cpus: frozenset[int] = frozenset()
-    taken_devices: frozenset[str] = frozenset()
+    taken_devices: Mapping[str, int] = field(default_factory=dict)  # name in claims -> how often
     used_hugepages: Mapping[tuple[int, int], int] = field(default_factory=dict)  # (node, page size) -> pages
     bound_memory: Mapping[int, int] = field(default_factory=dict)  # node -> bytes of claims bound to it
     cordoned_devices: frozenset[str] = frozenset()
     reachable: bool = True
     seen_at: Instant = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A host row: how to reach it, and the provider it is."""
+
+    provider: Provider
+    created_at: Instant
+    options: Mapping[str, Any] = field(default_factory=dict)
+    message: str = ""
+
+    @property
+    def id(self) -> str:
+        return self.provider.id
+
+    @property
+    def name(self) -> str:
+        return self.provider.name

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from usina.core.units import Instant
 
@@ -79,6 +79,9 @@ class Resource(Generic[Spec, Status]):
     def leaving(self, at: Instant) -> Resource[Spec, Status]:
         """The same resource, asked to go."""
         return replace(self, deleting=True, generation=self.generation + 1, attempts=0, updated_at=at)
+
+
+AnyResource = Resource[Any, Any]
 
 
 def with_condition(

@@ -14,13 +14,12 @@ from typing import Any
 
 import structlog
 
-from usina.core.capacity import Inventory
+from usina.core.capacity import Host, Inventory
 from usina.core.clock import Clock
 from usina.core.event import Event
 from usina.core.machine import Absent, Seen
 from usina.ports.driver import Driver, DriverError, DriverPlugin, HostSettings, HostUnreachable
 from usina.store import hosts as host_writers
-from usina.store.hosts import Host
 from usina.store.store import Store
 
 log = structlog.get_logger()

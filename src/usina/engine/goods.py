@@ -7,12 +7,11 @@ from typing import Any
 from usina.core import goods
 from usina.core.lifecycle import Apply, Decision, Remove, Step
 from usina.core.machine import MachineSpec, VolumePlan
-from usina.core.resource import Kind
+from usina.core.resource import AnyResource, Kind
 from usina.core.units import Instant
 from usina.engine.fleet import Fleet
 from usina.engine.hand import Held, Report
 from usina.engine.plans import Plans
-from usina.store.rows import AnyResource
 from usina.store.store import Store
 
 

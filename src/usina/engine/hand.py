@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from usina.core.capacity import Claim
 from usina.core.lifecycle import Decision, Step
+from usina.core.resource import AnyResource
 from usina.core.units import Instant
-from usina.store.rows import AnyResource
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ operator, a release), nothing of the batch is written; the snapshot is read anew
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,9 +16,8 @@ from usina.core.clock import Clock
 from usina.core.errors import Stale, Unavailable, UsinaError
 from usina.core.event import Event
 from usina.core.grant import Lease
-from usina.core.resource import Phase, with_condition
+from usina.core.resource import AnyResource, Phase, with_condition
 from usina.placement import Refusal, place, place_within
-from usina.store.rows import AnyResource
 from usina.store.store import Store
 from usina.store.work import Work
 
@@ -220,11 +220,13 @@ def _particular(provider: Provider, claim: Claim, sign: int) -> Provider:
             pages[node, claim.hugepage] = pages.get((node, claim.hugepage), 0) + share // claim.hugepage
         else:
             bound[node] = bound.get(node, 0) + share
-    cpus, devices = frozenset(claim.cpus), frozenset(claim.devices)
+    cpus, devices = frozenset(claim.cpus), Counter(provider.taken_devices)
+    for device in claim.devices:
+        devices[device] += sign
     return replace(
         provider,
         taken_cpus=provider.taken_cpus | cpus if sign > 0 else provider.taken_cpus - cpus,
-        taken_devices=provider.taken_devices | devices if sign > 0 else provider.taken_devices - devices,
+        taken_devices=+devices,
         used_hugepages=pages,
         bound_memory=bound,
     )

@@ -18,9 +18,9 @@ from usina.core.machine import (
 )
 from usina.core.machine_decide import Machine
 from usina.core.network import gateway_of
+from usina.core.resource import AnyResource
 from usina.ports.driver import DriverError
 from usina.store.flights import Flights
-from usina.store.rows import AnyResource
 from usina.store.store import Store
 
 FRESH = 1.0  # seconds that a read may be reused; a changed security group is applied again after twice that

@@ -21,7 +21,7 @@ from usina.core.grant import Lease
 from usina.core.lifecycle import Answer, Apply, Decision, Forget, Place, Step, pause
 from usina.core.machine_decide import LOOK_AGAIN
 from usina.core.quota import amounts_of
-from usina.core.resource import Kind, Phase, with_condition
+from usina.core.resource import AnyResource, Kind, Phase, with_condition
 from usina.core.units import Instant
 from usina.engine.faults import fault
 from usina.engine.hand import Hand, Held
@@ -30,7 +30,6 @@ from usina.engine.plans import NotReadyYet
 from usina.placement import Refusal
 from usina.ports.driver import DriverError, HostUnreachable
 from usina.store.leases import TTL, Leased, Leases
-from usina.store.rows import AnyResource
 from usina.store.store import Store
 from usina.store.work import LeaseLost, Work
 

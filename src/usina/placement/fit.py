@@ -133,7 +133,7 @@ def _free_slots(provider: Provider, device: Device, request: DeviceRequest) -> i
     """How many claims of this request's kind the device can still take."""
     if device.address in provider.cordoned_devices or device.address in provider.taken_devices:
         return 0
-    shared = sum(1 for taken in provider.taken_devices if taken.startswith(device.address + "/"))
+    shared = sum(n for taken, n in provider.taken_devices.items() if taken.startswith(device.address + "/"))
     if request.kind is DeviceKind.MDEV:
         return device.mdev_types[request.mdev_type or ""] - shared
     return 0 if shared else 1

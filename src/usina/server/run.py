@@ -67,7 +67,7 @@ async def _until_told(
         server = _server(factory, settings)
         waiting.append(asyncio.create_task(server.serve(), name="http"))
         while not server.started and not waiting[-1].done():
-            await asyncio.sleep(0.01)  # noqa: ASYNC110 - uvicorn offers no event
+            await asyncio.sleep(0.01)
         if not server.started:
             raise Unavailable(f"port {settings.port} cannot be used")
     ready()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
 
-from usina.core.capacity import Claim, HostState, Inventory, Provider
+from usina.core.capacity import Claim, Host, HostState, Inventory
 from usina.core.errors import Conflict
 from usina.core.grant import Grant
 from usina.core.units import Instant
@@ -19,24 +18,6 @@ from usina.store.tables import claims, providers
 from usina.store.work import CHANGE, TAKE, Work, missing
 
 _b = bindparam
-
-
-@dataclass(frozen=True, slots=True)
-class Host:
-    """A host row: how to reach it, and the provider it is."""
-
-    provider: Provider
-    created_at: Instant
-    options: Mapping[str, Any] = field(default_factory=dict)
-    message: str = ""
-
-    @property
-    def id(self) -> str:
-        return self.provider.id
-
-    @property
-    def name(self) -> str:
-        return self.provider.name
 
 
 _ADD = insert(providers).inline()

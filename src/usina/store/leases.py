@@ -8,6 +8,7 @@ from sqlalchemy import Connection, bindparam, or_, select, update
 
 from usina.core.capacity import Claim
 from usina.core.grant import Lease
+from usina.core.resource import AnyResource
 from usina.core.units import Instant
 from usina.store import rows
 from usina.store.database import Database
@@ -60,7 +61,7 @@ _LET_GO = (
 class Leased:
     """A resource under lease, with the claims it holds."""
 
-    resource: rows.AnyResource
+    resource: AnyResource
     lease: Lease
     claims: tuple[Claim, ...]
 

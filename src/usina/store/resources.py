@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Select, bindparam, delete, func, select
 
 from usina.core.capacity import Claim
-from usina.core.resource import Kind, Phase
+from usina.core.resource import AnyResource, Kind, Phase
 from usina.core.units import Instant
 from usina.store import rows
 from usina.store.database import Database
@@ -26,18 +26,18 @@ class Resources:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get(self, id: str) -> rows.AnyResource | None:
+    async def get(self, id: str) -> AnyResource | None:
         row = await self._database.first(_ONE, {"b_id": id})
         return rows.resource(row) if row else None
 
-    async def get_many(self, ids: Iterable[str]) -> dict[str, rows.AnyResource]:
+    async def get_many(self, ids: Iterable[str]) -> dict[str, AnyResource]:
         wanted = list(ids)
         if not wanted:
             return {}
         found = await self._database.fetch(select(resources).where(resources.c.id.in_(wanted)))
         return {row.id: rows.resource(row) for row in found}
 
-    async def named(self, kind: Kind, project: str, name: str) -> rows.AnyResource | None:
+    async def named(self, kind: Kind, project: str, name: str) -> AnyResource | None:
         row = await self._database.first(_NAMED, {"b_project": project, "b_kind": kind.value, "b_name": name})
         return rows.resource(row) if row else None
 
@@ -52,7 +52,7 @@ class Resources:
         phase: Phase | None = None,
         name: str | None = None,
         provider: str | None = None,
-    ) -> list[rows.AnyResource]:
+    ) -> list[AnyResource]:
         """Up to `limit` resources of `kind` in order of id, past `after`. `projects` None means every project."""
         query: Select[Any] = select(resources).where(resources.c.kind == kind.value, resources.c.id > after)
         if projects is not None:
@@ -68,7 +68,7 @@ class Resources:
         found = await self._database.fetch(query.order_by(resources.c.id).limit(limit))
         return [rows.resource(row) for row in found]
 
-    async def every(self, kind: Kind) -> list[rows.AnyResource]:
+    async def every(self, kind: Kind) -> list[AnyResource]:
         found = await self._database.fetch(select(resources).where(resources.c.kind == kind.value))
         return [rows.resource(row) for row in found]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +13,7 @@ from usina.core import goods
 from usina.core.capacity import Claim, HostState, Inventory, Provider
 from usina.core.event import Event
 from usina.core.machine import MachineSpec, MachineStatus
-from usina.core.resource import Condition, Kind, Phase, Resource
+from usina.core.resource import AnyResource, Condition, Kind, Phase, Resource
 from usina.core.tenancy import MEASURES, Amounts, Key, Member, Project, Quota, Role, Tenant
 
 encode = msgspec.json.encode
@@ -34,8 +35,6 @@ _CLAIM = msgspec.json.Decoder(Claim)
 _INVENTORY = msgspec.json.Decoder(Inventory)
 _STRINGS = msgspec.json.Decoder(tuple[str, ...])
 _FREE = msgspec.json.Decoder(dict[str, Any])
-
-AnyResource = Resource[Any, Any]
 
 
 def resource_values(resource: AnyResource) -> dict[str, Any]:
@@ -117,7 +116,7 @@ def provider(row: Row[Any], held: list[Claim]) -> Provider:
         used_memory=row.used_memory,
         used_disk=row.used_disk,
         taken_cpus=frozenset(cpu for one in held for cpu in one.cpus),
-        taken_devices=frozenset(device for one in held for device in one.devices),
+        taken_devices=Counter(device for one in held for device in one.devices),
         used_hugepages=pages,
         bound_memory=bound,
         cordoned_devices=frozenset(_STRINGS.decode(row.cordoned_devices)),

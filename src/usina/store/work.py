@@ -16,6 +16,7 @@ from usina.core.capacity import Claim
 from usina.core.errors import Conflict, NotFound, QuotaExceeded, Stale, UsinaError
 from usina.core.event import Event
 from usina.core.grant import Lease, Proof
+from usina.core.resource import AnyResource
 from usina.core.tenancy import MEASURES, Amounts
 from usina.core.units import Instant
 from usina.store import rows
@@ -153,12 +154,12 @@ class Work:
 
     # --- resources
 
-    def order(self, resource: rows.AnyResource, proof: Proof, *, due: Instant | None) -> None:
+    def order(self, resource: AnyResource, proof: Proof, *, due: Instant | None) -> None:
         """A new resource. `due` is when the engine shall look first."""
         row = rows.resource_values(resource) | {"due_at": due, "lease_owner": None, "lease_until": None}
         self.write(TAKE, _ORDER, row, 1)
 
-    def wish(self, resource: rows.AnyResource, proof: Proof) -> None:
+    def wish(self, resource: AnyResource, proof: Proof) -> None:
         """A changed wish: `resource` is already one generation on. Raises `Stale` if it changed meanwhile."""
         self.write(
             CHANGE,
@@ -175,7 +176,7 @@ class Work:
             Stale.meanwhile,
         )
 
-    def leave(self, resource: rows.AnyResource, proof: Proof, at: Instant) -> None:
+    def leave(self, resource: AnyResource, proof: Proof, at: Instant) -> None:
         """Ask a resource to go. Raises `Conflict` while anything uses it."""
         self.write(
             CHANGE,
@@ -185,7 +186,7 @@ class Work:
             lambda: Conflict(f"{resource.kind.value.replace('_', ' ')} {resource.name} is in use", code="in-use"),
         )
 
-    def observe(self, resource: rows.AnyResource, lease: Lease, *, due: Instant | None, keep: bool = False) -> None:
+    def observe(self, resource: AnyResource, lease: Lease, *, due: Instant | None, keep: bool = False) -> None:
         """What the engine saw. Writes status, never the wish. Ends the lease unless `keep`."""
         self.write(
             CHANGE,
@@ -208,7 +209,7 @@ class Work:
             LeaseLost,
         )
 
-    def forget(self, resource: rows.AnyResource, lease: Lease) -> None:
+    def forget(self, resource: AnyResource, lease: Lease) -> None:
         """The end of a resource: its row, its claims' particulars and all it had reserved."""
         self.write(CHANGE, _FORGET, {"b_id": resource.id, "b_owner": lease.owner}, 1, LeaseLost)
         self.write(FREE, _FREE_OWNED, {"b_owner": resource.id})

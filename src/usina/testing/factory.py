@@ -105,7 +105,9 @@ async def running(
         token = admin["token"] if admin else ""
         tasks = factory.work()
         try:
-            yield Running(factory, make_app(factory.house, discovery.facades().plugins.values(), "http://factory"), token)
+            yield Running(
+                factory, make_app(factory.house, discovery.facades().plugins.values(), "http://factory"), token
+            )
         finally:
             for task in tasks:
                 task.cancel()

@@ -10,7 +10,9 @@ from typing import TypeVar
 Found = TypeVar("Found")
 
 
-async def eventually(ask: Callable[[], Awaitable[Found]], good: Callable[[Found], object] = bool, limit: float = 15.0) -> Found:
+async def eventually(
+    ask: Callable[[], Awaitable[Found]], good: Callable[[Found], object] = bool, limit: float = 15.0
+) -> Found:
     """The first answer of `ask` that is `good`. Raises `AssertionError` after `limit` seconds."""
     deadline = time.monotonic() + limit
     while True:

@@ -67,7 +67,7 @@ async def stream(
     await resources.scope_of_events(context, project)  # refuse before the stream begins
     start = int(last_event_id) if last_event_id else after
     if start is None:
-        start = await context.store.events.last()
+        start = await resources.newest(context)
     body = _stream(context, start, project, subject, kind)
     return StreamingResponse(
         body, media_type="text/event-stream", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -81,7 +81,6 @@ async def _stream(
     spoke = loop.time()
     yield b"retry: 2000\n\n"
     while True:
-        pulse = context.store.database.pulse
         try:
             found = await resources.events(context, after, project=project, subject=subject, kind=kind)
             await context.still_allowed()
@@ -99,8 +98,4 @@ async def _stream(
             yield b": still here\n\n"
             spoke = loop.time()
         if not found:
-            try:
-                async with asyncio.timeout(POLL):
-                    await pulse.wait()
-            except TimeoutError:
-                continue
+            await resources.next_commit(context, POLL)

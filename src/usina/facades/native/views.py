@@ -13,13 +13,11 @@ import msgspec
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from usina.core.capacity import Claim, Device
+from usina.core.capacity import Claim, Device, Host
 from usina.core.event import Event
-from usina.core.resource import Condition
+from usina.core.resource import AnyResource, Condition
 from usina.core.tenancy import MEASURES, Key, Member, Project, Quota, Tenant
 from usina.core.units import iso
-from usina.store.hosts import Host
-from usina.store.rows import AnyResource
 
 encode = msgspec.json.encode
 

@@ -1,0 +1,5 @@
+"""``python -m usina.cli``: the same as ``usina``."""
+
+from usina.cli.main import run
+
+run()
