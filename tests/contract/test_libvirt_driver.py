@@ -14,10 +14,11 @@ import libvirt
 import pytest
 import pytest_asyncio
 
-from usina.core.machine import ImageFiles, Power, Rule
-from usina.drivers.libvirt import PLUGIN
+from usina.core.machine import ImageFiles, NetworkPlan, Power, Rule
+from usina.drivers.libvirt import PLUGIN, names
 from usina.drivers.libvirt.daemon import ensure_local_daemon
 from usina.drivers.libvirt.driver import LibvirtDriver
+from usina.drivers.libvirt.network_xml import read_hosts
 from usina.ports.driver import Driver, DriverError, HostSettings
 from usina.services.images.cache import built, default_cache
 from usina.services.images.catalogue import recipe_named
@@ -76,6 +77,16 @@ def left_on_the_host() -> set[str]:
     things |= {str(path) for path in Path("/var/lib/usina").glob("**/*")}
     things |= {str(path) for path in Path("/var/lib/libvirt/qemu").glob("**/*.*")}
     return things
+
+
+def entries(host: HostSettings, plan: NetworkPlan) -> set[tuple[str, str, str]]:
+    """The DHCP entries that a network has, running and on disk alike."""
+    conn = libvirt.open("qemu:///system")
+    network = conn.networkLookupByName(names.network(host.factory, plan.handle))
+    running, kept = (set(read_hosts(network.XMLDesc(flag)).values()) for flag in (0, libvirt.VIR_NETWORK_XML_INACTIVE))
+    conn.close()
+    assert running == kept
+    return running
 
 
 async def opens(driver: Driver, handle: str, address: str, port: int) -> bool:
@@ -190,6 +201,24 @@ class TestLibvirtDriver(DriverContract):
         await driver._do("make half a guest", lambda conn: driver._storage(conn).ensure_root_disk(guest))
         async with made(driver, guest):
             assert (await present(driver, guest.handle)).power is Power.OFF
+
+    async def test_each_guest_has_its_own_entry_on_a_shared_network(
+        self, driver: Driver, plan: PlanMaker, host: HostSettings
+    ) -> None:
+        one, other = plan(), plan()
+        network, prefix = one.networks[0], one.networks[0].gateway.rpartition(".")[0]
+        mac = other.interfaces[0].mac
+        entry = (mac, f"{prefix}.11", "other")
+        card = replace(other.interfaces[0], address=entry[1], network=network.handle)
+        other = replace(other, interfaces=(card,), networks=(replace(network, hosts=(entry,)),))
+        first = network.hosts[0]
+        async with made(driver, one), made(driver, other):
+            assert entries(host, network) == {first, entry}
+            await driver.remove(other.handle)
+            assert entries(host, network) == {first}
+            await driver.ensure_network(replace(network, hosts=((mac, first[1], "thief"),)))
+            assert entries(host, network) == {(mac, first[1], "thief")}  # an address has one owner
+            # the network went with `other`, which is fine for the driver: removing `one` finds nothing to forget
 
     async def test_what_is_not_ours_is_neither_seen_nor_touched(
         self, driver: Driver, plan: PlanMaker, host: HostSettings

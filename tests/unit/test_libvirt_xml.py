@@ -22,7 +22,7 @@ from usina.drivers.libvirt.devices import mdev_xml
 from usina.drivers.libvirt.domain_xml import Files, Ground, disk_target, domain_xml
 from usina.drivers.libvirt.filter_xml import filter_xml, same_filter, shelter_xml
 from usina.drivers.libvirt.inventory import Texts, build_inventory, read_devices
-from usina.drivers.libvirt.network_xml import network_xml, read_hosts
+from usina.drivers.libvirt.network_xml import merge_hosts, network_xml, read_hosts
 from usina.drivers.libvirt.probe import Accelerator, boot_sector
 from usina.drivers.libvirt.seed import seed_iso
 from usina.ports.driver import HostSettings
@@ -174,6 +174,19 @@ def test_names_fit_their_places() -> None:
     assert read_hosts(network_xml(NETWORK, "f1")) == {MAC: NETWORK.hosts[0]}
 
 
+def test_entries_of_other_machines_stay_and_clashing_ones_go() -> None:
+    known = [("52:54:00:00:00:0" + str(n), f"10.80.4.{n}", f"m{n}") for n in range(1, 6)]
+    present = {entry[0]: entry for entry in known}
+    wanted = [
+        ("52:54:00:00:00:01", "10.80.4.11", "m1"),  # the same card at another address
+        ("52:54:00:AA:00:00", "10.80.4.2", "new"),  # another card at the address of the second
+        ("52:54:00:bb:00:00", "10.80.4.30", "m3"),  # another card with the name of the third
+    ]
+    merged = merge_hosts(present, wanted)
+    assert sorted(merged.values()) == sorted([(mac.lower(), a, n) for mac, a, n in wanted] + known[3:])
+    assert merge_hosts(merged, wanted) == merged
+
+
 def test_the_seed_is_what_cloud_init_looks_for() -> None:
     iso = seed_iso(replace(PLAIN, network_config="version: 2\n"))
     assert iso[0x8028:0x8048].decode().strip().lower() == "cidata"
@@ -260,7 +273,7 @@ def test_a_remote_host_is_never_asked_questions_on_a_terminal() -> None:
 
 
 def recorded() -> Texts:
-    devices = tuple(path.read_text() for path in sorted((GOLDEN / "hgx").glob("pci_*.xml")))
+    devices = tuple(path.read_text() for path in sorted((GOLDEN / "hgx").glob("*_*.xml")))
     return Texts(
         capabilities=(GOLDEN / "hgx/capabilities.xml").read_text(),
         domain_capabilities=(GOLDEN / "hgx/domcapabilities.xml").read_text(),
@@ -292,7 +305,7 @@ def test_its_devices_are_found_and_others_left_alone() -> None:
     assert "H100" in h100[0].model
     functions = [device for device in devices.values() if device.kind is DeviceKind.VF]
     assert [function.parent for function in functions] == ["0000:3b:00.0", "0000:3b:00.0"]
-    assert devices["0000:ca:00.4"].mdev_types == {"nvidia-558": 4, "nvidia-560": 0}
+    assert devices["0000:ca:00.4"].mdev_types == {"nvidia-558": 4 + 1, "nvidia-560": 0}  # four left, and one is made
     assert "0000:3b:00.0" not in devices  # the physical function stays with the host
     assert "0000:02:00.0" not in devices  # the board's own VGA
 

@@ -70,7 +70,8 @@ class Driver(Protocol):
     async def ensure_image(self, image: ImageFiles) -> None: ...
     async def remove_image(self, digest: str) -> None: ...
     async def ensure_network(self, plan: NetworkPlan) -> None:
-        """Make the network, or bring its DHCP/DNS host entries up to date."""
+        """Make the network, or bring it to the plan. ``plan.hosts`` are the entries that matter now, not all of them:
+        they are added or changed, what shares a MAC, address or name with them goes, and all others stay."""
         ...
 
     async def remove_network(self, handle: str) -> None: ...
@@ -120,7 +121,8 @@ class Driver(Protocol):
         ...
 
     async def remove(self, handle: str) -> None:
-        """Switch off and remove the guest with everything it alone owns (not volumes, networks or images)."""
+        """Switch off and remove the guest with everything it alone owns, its DHCP/DNS entries included (not volumes,
+        networks or images)."""
         ...
 
     # --- to the guest

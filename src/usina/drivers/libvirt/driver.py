@@ -220,6 +220,10 @@ class LibvirtDriver:
         await self._do("attach the interface", attach)
 
     async def detach_interface(self, handle: str, mac: str) -> None:
+        cards = await self._do("detach the interface", lambda conn: self._guests(conn).cards(handle))
+        async with self._alone("networks"):
+            mine = [card for card in cards if card[1] == mac]
+            await self._do("detach the interface", lambda conn: self._networks(conn).forget_hosts(mine))
         await self._unplug(handle, "detach the interface", lambda domain: devices.unplug_interface(domain, mac))
         await self._do("detach the interface", lambda conn: self._filters(conn).remove(handle, mac))
 
@@ -231,6 +235,12 @@ class LibvirtDriver:
         await self._do("set the packet filter", replace_rules)
 
     async def remove(self, handle: str) -> None:
+        """The definition goes late: what is looked up in it must be gone before it is."""
+
+        def forget_hosts(conn: libvirt.virConnect) -> None:
+            self._guests(conn).pull_plug(handle)
+            self._networks(conn).forget_hosts(self._guests(conn).cards(handle))
+
         def remove(conn: libvirt.virConnect) -> None:
             domain = self._guests(conn).find(handle)
             text = config_xml(domain) if domain is not None else "<domain/>"
@@ -240,6 +250,8 @@ class LibvirtDriver:
             self._filters(conn).remove(handle)
             self._storage(conn).delete_guest_files(handle)
 
+        async with self._alone("networks"):
+            await self._do("remove the guest", forget_hosts)
         await self._do("remove the guest", remove)
 
     # --- to the guest

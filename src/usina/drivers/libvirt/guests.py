@@ -128,6 +128,13 @@ class Guests:
             with suppress_missing():
                 domain.undefineFlags(_UNDEFINE)
 
+    def cards(self, handle: str) -> list[tuple[str, str]]:
+        """Network name and MAC address of every card that the guest's definition has on a network."""
+        domain = self.find(handle)
+        macs = attached_macs(parse(config_xml(domain))) if domain is not None else {}
+        sources = {mac: card.find("source") for mac, card in macs.items()}
+        return [(source.get("network", ""), mac) for mac, source in sources.items() if source is not None]
+
     # --- marks
 
     def marks(self, handle: str) -> dict[str, int]:

@@ -5,6 +5,7 @@ Formats: https://libvirt.org/formatcaps.html, formatdomaincaps.html, formatnode.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -132,11 +133,13 @@ def has_iommu(devices: Iterable[str]) -> bool:
 
 def read_devices(texts: Iterable[str]) -> tuple[Device, ...]:
     """GPUs, other accelerators and virtual functions that a guest can be given, by address."""
-    found = (_pci_device(parse(text)) for text in texts)
+    nodes = [parse(text) for text in texts]
+    carried = Counter(_mdev_of(node) for node in nodes)
+    found = (_pci_device(node, carried) for node in nodes)
     return tuple(sorted((device for device in found if device), key=lambda device: device.address))
 
 
-def _pci_device(node: Element) -> Device | None:
+def _pci_device(node: Element, carried: Mapping[tuple[str, str] | None, int]) -> Device | None:
     pci = node.find("capability[@type='pci']")
     if pci is None:
         return None
@@ -152,7 +155,9 @@ def _pci_device(node: Element) -> Device | None:
         vendor=f"{_identifier(vendor)}:{_identifier(product)}",
         node=int(numa.get("node", "0")) if numa is not None else None,
         parent=_address_of(parent) if parent is not None else None,
-        mdev_types=_mdev_types(pci),
+        mdev_types={
+            kind: left + carried.get((node.findtext("name", ""), kind), 0) for kind, left in _mdev_types(pci).items()
+        },
         driver=node.findtext("driver/name", ""),
     )
 
@@ -172,7 +177,14 @@ def _kind(pci: Element) -> DeviceKind | None:
     return None
 
 
+def _mdev_of(node: Element) -> tuple[str, str] | None:
+    """The parent's name and the type of a mediated device that exists; None for any other device."""
+    kind = node.find("capability[@type='mdev']/type")
+    return None if kind is None else (node.findtext("parent", ""), kind.get("id", ""))
+
+
 def _mdev_types(pci: Element) -> Mapping[str, int]:
+    """Type → instances that can still be made."""
     types = pci.iterfind("capability[@type='mdev_types']/type")
     return {type_.get("id", ""): int(type_.findtext("availableInstances", "0")) for type_ in types}
 

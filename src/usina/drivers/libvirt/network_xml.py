@@ -8,6 +8,7 @@ Format: https://libvirt.org/formatnetwork.html
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network
 from typing import Final
 from xml.etree.ElementTree import Element
@@ -49,6 +50,21 @@ def read_hosts(network: str) -> dict[str, HostEntry]:
         for host in parse(network).iterfind("ip/dhcp/host")
     )
     return {entry[0]: entry for entry in entries}
+
+
+def merge_hosts(present: Mapping[str, HostEntry], wanted: Iterable[HostEntry]) -> dict[str, HostEntry]:
+    """`present` with the `wanted` entries in it. What shares an address or a name with one of them has to go."""
+    merged = dict(present)
+    for mac, address, name in wanted:
+        clashing = [m for m, (_, a, n) in merged.items() if a == address or (name and n == name)]
+        for other in clashing:
+            del merged[other]
+        merged[mac.lower()] = (mac.lower(), address, name)
+    return merged
+
+
+def without_host(present: Mapping[str, HostEntry], mac: str) -> dict[str, HostEntry]:
+    return {one: entry for one, entry in present.items() if one != mac.lower()}
 
 
 def read_addresses(network: str) -> list[str]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+
 import libvirt
 
 from usina.core.machine import NetworkPlan
 from usina.drivers.libvirt import names
 from usina.drivers.libvirt.faults import is_missing
 from usina.drivers.libvirt.filters import Filters
-from usina.drivers.libvirt.network_xml import HostEntry, host_xml, network_xml, read_hosts
+from usina.drivers.libvirt.network_xml import HostEntry, host_xml, merge_hosts, network_xml, read_hosts, without_host
 from usina.drivers.libvirt.settings import Settings
 
 
@@ -29,7 +31,7 @@ class Networks:
             network.setAutostart(1)
         if not network.isActive():
             _bring_up(network)
-        _update_hosts(network, plan)
+        _update_hosts(network, lambda present: merge_hosts(present, plan.hosts))
         Filters(self._conn, self._settings).ensure_shelter()
 
     def remove(self, handle: str) -> None:
@@ -40,13 +42,25 @@ class Networks:
             network.undefine()
             Filters(self._conn, self._settings).ensure_shelter()
 
+    def forget_hosts(self, cards: Iterable[tuple[str, str]]) -> None:
+        """Drop the DHCP entries of cards, each given as network name and MAC address."""
+        for name, mac in cards:
+            network = _missing_is_none(lambda name=name: self._conn.networkLookupByName(name))
+            if network is not None:
+                _update_hosts(network, lambda present, mac=mac: without_host(present, mac))
+
     def _find(self, handle: str) -> libvirt.virNetwork | None:
-        try:
-            return self._conn.networkLookupByUUIDString(names.guest_uuid(self._settings.factory, handle))
-        except libvirt.libvirtError as error:
-            if is_missing(error):
-                return None
-            raise
+        uuid = names.guest_uuid(self._settings.factory, handle)
+        return _missing_is_none(lambda: self._conn.networkLookupByUUIDString(uuid))
+
+
+def _missing_is_none(look_up: Callable[[], libvirt.virNetwork]) -> libvirt.virNetwork | None:
+    try:
+        return look_up()
+    except libvirt.libvirtError as error:
+        if is_missing(error):
+            return None
+        raise
 
 
 def _bring_up(network: libvirt.virNetwork) -> None:
@@ -57,11 +71,13 @@ def _bring_up(network: libvirt.virNetwork) -> None:
             raise
 
 
-def _update_hosts(network: libvirt.virNetwork, plan: NetworkPlan) -> None:
+def _update_hosts(
+    network: libvirt.virNetwork, change: Callable[[Mapping[str, HostEntry]], Mapping[str, HostEntry]]
+) -> None:
     """Delete before adding: two entries may not share an address or a name, not even for a moment."""
-    wanted = {mac.lower(): (mac.lower(), address, name) for mac, address, name in plan.hosts}
-    for live in (True, False):
+    for live in (True, False) if network.isActive() else (False,):
         present = read_hosts(network.XMLDesc(0 if live else libvirt.VIR_NETWORK_XML_INACTIVE))
+        wanted = change(present)
         for mac, entry in present.items():
             if wanted.get(mac) != entry:
                 _change(network, libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, entry, live)
