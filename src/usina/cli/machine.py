@@ -1,4 +1,4 @@
-"""Machines: order, list, show, delete. What one does with them afterwards is in `machine_deeds` and `machine_inside`."""
+"""Machines: order, list, show, delete. What comes afterwards is in `machine_deeds` and `machine_inside`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def create(
     hostname: Annotated[str | None, typer.Option(help="Host name inside; else NAME.")] = None,
     network: Annotated[
         list[str] | None,
-        typer.Option("--network", "-n", help="Network, or NETWORK:ADDRESS; repeat it. Else default.", metavar="NETWORK"),
+        typer.Option(
+            "--network", "-n", help="Network, or NETWORK:ADDRESS; repeat it. Else default.", metavar="NETWORK"
+        ),
     ] = None,
     security_group: Annotated[
         list[str] | None, typer.Option("--security-group", help="For every card; repeat it. Else default.")
@@ -103,7 +105,9 @@ def _keys(site: Client, files: list[Path] | None) -> list[str] | None:
         return None
     found = sorted(Path("~/.ssh").expanduser().glob("id_*.pub"))
     if not found:
-        screen.warn("no SSH key is known; only the console will let you in (add one: usina member change me --ssh-key FILE)")
+        screen.warn(
+            "no SSH key is known; only the console will let you in (add one: usina member change me --ssh-key FILE)"
+        )
         return None
     screen.say(f"using your SSH keys: {', '.join(str(file) for file in found)}")
     return short_forms.ssh_keys(found)
@@ -161,8 +165,9 @@ def delete(
 
     Examples:
       usina machine delete hello
-      usina machine delete web-1 web-2 web-3 --no-wait
+      usina machine delete web-1 web-2 web-3 --yes --no-wait
     """
+    options.confirmed(f"Delete {', '.join(machines)} with all that is on its disk?", yes)
     with door.client(project) as site:
         for leaving in [site.machines.delete(name) for name in machines]:
             progress.leave(site, leaving, wait, timeout)
@@ -216,7 +221,10 @@ def _rows(machine: Resource) -> list[tuple[str, Cell]]:
         ("interfaces", "\n".join(f"{c['mac']}  {c['address']}  {c['network']}" for c in spec["interfaces"])),
         ("volumes", ", ".join(spec["volumes"])),
         ("snapshots", ", ".join(spec["snapshots"])),
-        ("host", " ".join(chain([machine.host or "–"], [f"({status['accelerator']})"] if status["accelerator"] else []))),
+        (
+            "host",
+            " ".join(chain([machine.host or "–"], [f"({status['accelerator']})"] if status["accelerator"] else [])),
+        ),
         ("restart", spec["restart"]),
         ("labels", ", ".join(f"{name}={value}" for name, value in machine.labels.items())),
         ("age", screen.age(machine.created_at)),

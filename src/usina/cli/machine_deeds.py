@@ -18,9 +18,9 @@ SnapshotName = Annotated[str, typer.Argument(help="Name of the snapshot.", metav
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands to the noun."""
-    for deed in (start, stop, reboot, suspend, resume, resize, rebuild):
-        app.command()(deed)
-    for deed in (snapshot, snapshots, restore, drop_snapshot, attach_interface, detach_interface):
+    deeds: list[Callable[..., None]] = [start, stop, reboot, suspend, resume, resize, rebuild]
+    deeds += [snapshot, snapshots, restore, drop_snapshot, attach_interface, detach_interface]
+    for deed in deeds:
         app.command()(deed)
 
 
@@ -204,5 +204,3 @@ def detach_interface(
       usina machine detach-interface hello 52:54:00:1a:2b:3c
     """
     _do(project, wait, timeout, lambda site: site.machines.detach_interface(machine, mac))
-
-

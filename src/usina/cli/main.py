@@ -11,6 +11,7 @@ from typing import NoReturn
 import typer
 
 from usina import __version__
+from usina.cli import demo as demonstration
 from usina.cli import (
     doctor,
     forward,
@@ -32,7 +33,6 @@ from usina.cli import (
     up,
     volume,
 )
-from usina.cli import demo as demonstration
 from usina.client import ApiError, CannotConnect
 from usina.core.errors import Invalid, Unavailable, UsinaError
 

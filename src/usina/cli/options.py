@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
@@ -73,3 +74,11 @@ NewName = Annotated[str, typer.Argument(help="The new name.", metavar="NAME", sh
 def noun(help: str) -> typer.Typer:
     """The commands about one noun."""
     return typer.Typer(help=help, no_args_is_help=True, rich_markup_mode="rich")
+
+
+def confirmed(question: str, yes: bool) -> None:
+    """Ask before what cannot be undone, where somebody is there to answer. Raises `typer.Exit` on no."""
+    if yes or not sys.stdin.isatty():
+        return
+    if not typer.confirm(question, err=True):
+        raise typer.Exit(1)

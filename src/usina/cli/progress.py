@@ -37,6 +37,10 @@ class Watcher:
             screen.say(f"{resource.title}: {resource.phase}")
         self._phase = resource.phase
 
+    def tell(self, sentence: str) -> None:
+        """Show a sentence that is in no story."""
+        self._sentence = sentence
+
     @staticmethod
     def _building(resource: Resource) -> str:
         """How far an image is, in percent and words."""

@@ -8,12 +8,12 @@ from types import TracebackType
 from typing import Self
 
 from usina.client import waiting
-from usina.client.resources import Forwards, Machines, Networks, SecurityGroups, Volumes
 from usina.client.errors import ApiError
 from usina.client.events import Events
 from usina.client.identity import Hosts, Keys, Members, Projects, Quotas, Tenants
 from usina.client.images import Images
 from usina.client.models import Event, Resource, Site, WhoAmI
+from usina.client.resources import Forwards, Machines, Networks, SecurityGroups, Volumes
 from usina.client.streams import Stream, open_stream
 from usina.client.waiting import Watch
 from usina.client.wire import Wire

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import msgspec
 
-from usina.client.resources import Collection
 from usina.client.errors import ApiError, CannotConnect
 from usina.client.models import Resource, given
+from usina.client.resources import Collection
 from usina.client.wire import segment
 from usina.core.units import MiB
 

@@ -1,0 +1,9 @@
+"""Placeholder."""
+
+
+def demo() -> None:
+    """Show it.
+
+    Examples:
+      usina demo
+    """

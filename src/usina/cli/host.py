@@ -1,0 +1,211 @@
+"""Hosts: what the factory runs on. For operators."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from usina.cli import door, options, screen, short_forms
+from usina.cli.options import Host as HostName
+from usina.cli.options import NewName, Out, Yes
+from usina.cli.screen import Cell, Output
+from usina.client import Claim, Device, Host
+
+app = options.noun("Hosts: what machines run on. For operators.")
+device = options.noun("Single devices of a host, such as a GPU.")
+app.add_typer(device, name="device")
+
+Address = Annotated[str, typer.Argument(help="PCI address, as `usina host show` has it.", metavar="ADDRESS")]
+
+
+def _used(host: Host, measure: str, sized: bool = True) -> str:
+    total: int = getattr(host, measure)
+    if sized:
+        return f"{screen.size(host.used[measure])} of {screen.size(total)}"
+    return f"{host.used[measure]} of {total * host.cpu_ratio:g}"
+
+
+def _devices(host: Host) -> str:
+    taken = sum(one.taken for one in host.devices)
+    return f"{taken} of {len(host.devices)}" if host.devices else "–"
+
+
+_COLUMNS: screen.Columns[Host] = [
+    ("name", lambda h: h.name),
+    ("state", lambda h: screen.phase(h.state if h.reachable else "unreachable")),
+    ("driver", lambda h: h.driver),
+    ("cores", lambda h: _used(h, "cores", sized=False)),
+    ("memory", lambda h: _used(h, "memory")),
+    ("disk", lambda h: _used(h, "disk")),
+    ("devices", _devices),
+    ("id", lambda h: h.id),
+    ("message", lambda h: h.message),
+]
+_CLAIMS: screen.Columns[Claim] = [
+    ("resource", lambda c: c.resource),
+    ("cores", lambda c: str(c.cores)),
+    ("memory", lambda c: screen.size(c.memory)),
+    ("disk", lambda c: screen.size(c.disk)),
+    ("cpus", lambda c: ",".join(map(str, c.cpus)) or "–"),
+    ("NUMA", lambda c: ",".join(map(str, c.nodes)) or "–"),
+    ("devices", lambda c: ", ".join(c.devices) or "–"),
+]
+
+
+def _device(one: Device) -> str:
+    state = "cordoned" if one.cordoned else "taken" if one.taken else "free"
+    where = "" if one.node is None else f"  NUMA {one.node}"
+    return f"{one.address}  {one.kind}  {one.model}{where}  {state}"
+
+
+def _rows(host: Host) -> list[tuple[str, Cell]]:
+    rows: list[tuple[str, Cell]] = [
+        ("name", f"{host.name} ({host.id})"),
+        ("state", screen.phase(host.state if host.reachable else "unreachable")),
+        ("message", host.message),
+        ("driver", f"{host.driver} {' '.join(f'{k}={v}' for k, v in host.options.items())}"),
+        ("cores", _used(host, "cores", sized=False)),
+        ("memory", _used(host, "memory")),
+        ("disk", _used(host, "disk")),
+        ("NUMA", "\n".join(f"{n['id']}: {len(n['cpus'])} CPUs, {screen.size(n['memory'])}" for n in host.nodes)),
+        ("devices", "\n".join(_device(one) for one in host.devices)),
+        ("traits", ", ".join(host.traits)),
+        ("facts", "\n".join(f"{name}: {fact}" for name, fact in host.facts.items())),
+        ("age", screen.age(host.created_at)),
+    ]
+    return [(title, value) for title, value in rows if value]
+
+
+@app.command()
+def add(
+    name: NewName,
+    driver: Annotated[str, typer.Option("--driver", "-d", help="How it is reached; see `usina doctor`.")] = "libvirt",
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-O", help="KEY=VALUE for the driver; repeat it.", metavar="KEY=VALUE"),
+    ] = None,
+    cpu_ratio: Annotated[float, typer.Option(help="Virtual CPUs to give away per real one.", min=0.1, max=64)] = 1.0,
+    output: Out = Output.TABLE,
+) -> None:
+    """Take a host into service. It is probed first; one that does not answer is not added.
+
+    Examples:
+      usina host add local --option uri=qemu:///system
+      usina host add node7 --option uri=qemu+ssh://root@node7/system --cpu-ratio 4
+      usina host add pretend --driver fake --option cores=64 --option memory=256GiB --option gpus=8
+    """
+    with door.client() as site:
+        host = site.hosts.add(name, driver, short_forms.host_options(option or ()), cpu_ratio)
+    screen.show_one(host, _rows(host), output)
+
+
+@app.command("list")
+def list_hosts(output: Out = Output.TABLE) -> None:
+    """List hosts, and how full they are.
+
+    Examples:
+      usina host list
+      usina host list -o json
+    """
+    with door.client() as site:
+        screen.show_list(site.hosts.list(), _COLUMNS, output)
+
+
+@app.command()
+def show(host: HostName, output: Out = Output.TABLE) -> None:
+    """Show a host: what it has, and what is known about it.
+
+    Examples:
+      usina host show local
+    """
+    with door.client() as site:
+        found = site.hosts.get(host)
+    screen.show_one(found, _rows(found), output)
+
+
+@app.command()
+def claims(host: HostName, output: Out = Output.TABLE) -> None:
+    """Show what is held on a host, and for whom.
+
+    Examples:
+      usina host claims local
+      usina host claims local -o json
+    """
+    with door.client() as site:
+        screen.show_list(site.hosts.claims(host), _CLAIMS, output, name="resource")
+
+
+@app.command()
+def cordon(host: HostName) -> None:
+    """Place nothing new on a host; what runs goes on.
+
+    Examples:
+      usina host cordon node7
+    """
+    with door.client() as site:
+        _say(site.hosts.cordon(host))
+
+
+@app.command()
+def drain(host: HostName, yes: Yes = False) -> None:
+    """Place nothing new on a host, and stop what runs.
+
+    Examples:
+      usina host drain node7
+    """
+    options.confirmed(f"Stop every machine on host {host}?", yes)
+    with door.client() as site:
+        _say(site.hosts.drain(host))
+
+
+@app.command()
+def enable(host: HostName) -> None:
+    """Take a host back into service.
+
+    Examples:
+      usina host enable node7
+    """
+    with door.client() as site:
+        _say(site.hosts.enable(host))
+
+
+@app.command()
+def remove(host: HostName, yes: Yes = False) -> None:
+    """Take a host out of the factory. Refused while anything is on it.
+
+    Examples:
+      usina host remove node7
+    """
+    options.confirmed(f"Remove host {host}?", yes)
+    with door.client() as site:
+        site.hosts.remove(host)
+    screen.done(f"host {host} is removed")
+
+
+@device.command("cordon")
+def cordon_device(host: HostName, address: Address) -> None:
+    """Give one device to nobody any more; who has it keeps it.
+
+    Examples:
+      usina host device cordon node7 0000:3b:00.0
+    """
+    with door.client() as site:
+        site.hosts.cordon_device(host, address)
+    screen.done(f"device {address} of {host} is cordoned")
+
+
+@device.command("enable")
+def enable_device(host: HostName, address: Address) -> None:
+    """Take one device back into service.
+
+    Examples:
+      usina host device enable node7 0000:3b:00.0
+    """
+    with door.client() as site:
+        site.hosts.enable_device(host, address)
+    screen.done(f"device {address} of {host} is in service")
+
+
+def _say(host: Host) -> None:
+    screen.done(f"host {host.name} is {host.state}")

@@ -1,0 +1,113 @@
+"""Projects: what owns resources."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+import typer
+
+from usina.cli import config, door, options, screen
+from usina.cli.options import NewName, Out, ProjectName, Yes
+from usina.cli.screen import Cell, Output
+from usina.client import Project
+
+app = options.noun("Projects: what a tenant's machines, networks and images belong to.")
+
+_TENANTS = options.completing(lambda site: site.tenants.list())
+_COLUMNS: screen.Columns[Project] = [
+    ("name", lambda p: p.name),
+    ("id", lambda p: p.id),
+    ("tenant", lambda p: p.tenant),
+    ("age", lambda p: screen.age(p.created_at)),
+]
+
+
+def _rows(project: Project) -> list[tuple[str, Cell]]:
+    return [(title, draw(project)) for title, draw in _COLUMNS]
+
+
+@app.command()
+def create(
+    name: NewName,
+    tenant: Annotated[
+        str, typer.Option("--tenant", "-t", help="Tenant, by name or id.", metavar="TENANT", autocompletion=_TENANTS)
+    ],
+    output: Out = Output.TABLE,
+) -> None:
+    """Create a project. It comes with a network and a security group called default.
+
+    Examples:
+      usina project create research --tenant acme
+    """
+    with door.client() as site:
+        project = site.projects.create(name, tenant)
+    screen.show_one(project, _rows(project), output)
+
+
+@app.command("list")
+def list_projects(output: Out = Output.TABLE) -> None:
+    """List projects; the one in use has a star.
+
+    Examples:
+      usina project list
+      usina project list -o json
+    """
+    with door.client() as site:
+        used = site.project
+        starred = [("", lambda p: "*" if used in (p.name, p.id) else ""), *_COLUMNS]
+        screen.show_list(site.projects.list(), starred, output)
+
+
+@app.command()
+def show(project: ProjectName, output: Out = Output.TABLE) -> None:
+    """Show a project.
+
+    Examples:
+      usina project show research
+    """
+    with door.client() as site:
+        found = site.projects.get(project)
+    screen.show_one(found, _rows(found), output)
+
+
+@app.command()
+def use(project: ProjectName) -> None:
+    """Work in a project from now on, where --project says nothing else.
+
+    Examples:
+      usina project use research
+    """
+    with door.client() as site:
+        found = site.projects.get(project)
+    # By id when the name was not enough: names are unique within a tenant only.
+    chosen = found.id if project == found.id else found.name
+    config.store(msgspec.structs.replace(config.stored(), project=chosen))
+    screen.done(f"working in project {found.name}")
+
+
+@app.command()
+def rename(project: ProjectName, name: Annotated[str, typer.Argument(help="The new name.")]) -> None:
+    """Rename a project. Its id stays.
+
+    Examples:
+      usina project rename research lab
+    """
+    with door.client() as site:
+        renamed = site.projects.rename(project, name)
+    if config.stored().project == project:
+        config.store(msgspec.structs.replace(config.stored(), project=renamed.name))
+    screen.done(f"project {project} is called {renamed.name}")
+
+
+@app.command()
+def delete(project: ProjectName, yes: Yes = False) -> None:
+    """Delete a project. Refused while it has resources beyond its default network and group.
+
+    Examples:
+      usina project delete research
+    """
+    options.confirmed(f"Delete project {project}?", yes)
+    with door.client() as site:
+        site.projects.delete(project)
+    screen.done(f"project {project} is gone")
