@@ -137,14 +137,17 @@ async def _ordered(context: Context, project: Project, order: MachineOrder, gran
     work = context.work()
     id = context.house.ids.new(Kind.MACHINE.value)
     image = await _image(context, project, order.image)
-    cards = [await _card(context, work, project, grant, id, n, card) for n, card in enumerate(order.interfaces)]
+    hostname = order.hostname or order.name
+    cards = [
+        await _card(context, work, project, grant, id, hostname, n, card) for n, card in enumerate(order.interfaces)
+    ]
     volumes, home = await _volumes(context, work, project, grant, id, order.volumes)
     spec = MachineSpec(
         image=image.id,
         cores=order.cores,
         memory=order.memory,
         disk=order.disk,
-        hostname=order.hostname or order.name,
+        hostname=hostname,
         ssh_keys=await _ssh_keys(context, order),
         user_data=order.user_data,
         interfaces=tuple(cards),
@@ -190,7 +193,14 @@ async def _image(context: Context, project: Project, ref: str) -> Image:
 
 
 async def _card(
-    context: Context, work: Work, project: Project, grant: Grant, machine: str, number: int, card: CardOrder
+    context: Context,
+    work: Work,
+    project: Project,
+    grant: Grant,
+    machine: str,
+    hostname: str,
+    number: int,
+    card: CardOrder,
 ) -> Interface:
     where = f"interfaces[{number}]"
     network = await context.house.near.of(project, Kind.NETWORK, card.network, f"{where}.network")
@@ -206,6 +216,8 @@ async def _card(
     mac = net.mac_of(machine, number)
     taken = AddressTaken(network.id, address, asked=card.address is not None)
     work.reserve(f"use:{network.id}", address, machine, grant, lambda: taken, alive=network.id)
+    known = Conflict(f"hostname: {hostname!r} is in use on this network", field="hostname", code="name-taken")
+    work.reserve(f"dns:{network.id}", hostname, machine, grant, lambda: known)
     for group_id in dict.fromkeys(groups):
         work.reserve(
             f"use:{group_id}",
@@ -455,10 +467,15 @@ async def detach_volume(context: Context, ref: str, volume: str, project: str | 
         thing = await context.house.near.of(owner, Kind.VOLUME, volume, "volume")
         if thing.id not in machine.spec.volumes:
             raise NotFound("volume not found", field="volume")
+        _give_up(work, machine, f"use:{thing.id}", "attached", grant)
         left = tuple(one for one in machine.spec.volumes if one != thing.id)
         return replace(machine.spec, volumes=left), f"asked to detach volume {thing.name}"
 
     return await change(context, ref, project, edit=edit)
+
+
+def _give_up(work: Work, machine: Machine, scope: str, key: str, grant: Grant) -> None:
+    work.give_up(scope, key, machine.id, grant, lambda: Conflict("it is being let go of already", code="leaving"))
 
 
 async def attach_interface(context: Context, ref: str, card: CardOrder, project: str | None = None) -> Machine:
@@ -468,7 +485,7 @@ async def attach_interface(context: Context, ref: str, card: CardOrder, project:
         check_range(len(cards) + 1, 1, 8, "interfaces")
         taken = {one.mac for one in cards}
         number = next(n for n in range(64) if net.mac_of(machine.id, n) not in taken)
-        fresh = await _card(context, work, owner, grant, machine.id, number, card)
+        fresh = await _card(context, work, owner, grant, machine.id, machine.spec.hostname, number, card)
         return replace(machine.spec, interfaces=(*cards, fresh)), f"asked for an interface with {fresh.address}"
 
     return await change(context, ref, project, edit=edit)
@@ -479,6 +496,10 @@ async def detach_interface(context: Context, ref: str, mac: str, project: str | 
         card = next((one for one in machine.spec.interfaces if one.mac == mac.lower()), None)
         if card is None:
             raise NotFound("interface not found", field="mac")
+        _give_up(work, machine, f"use:{card.network}", card.address, grant)
+        _give_up(work, machine, f"dns:{card.network}", machine.spec.hostname, grant)
+        for group in card.security_groups:
+            _give_up(work, machine, f"use:{group}", f"{machine.id}/{card.mac}", grant)
         left = tuple(one for one in machine.spec.interfaces if one is not card)
         return replace(machine.spec, interfaces=left), f"asked to give up the interface with {card.address}"
 

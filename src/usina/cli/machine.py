@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from usina.cli import door, options, progress, screen, short_forms
+from usina.cli import door, machine_deeds, machine_inside, options, progress, screen, short_forms
 from usina.cli.options import PATIENCE, Labels, Machine, NewName, Out, Project, SshKeys, Timeout, Wait, Yes
 from usina.cli.screen import Cell, Output
 from usina.client import Client, Resource
@@ -16,6 +16,9 @@ from usina.core.errors import Invalid
 from usina.core.units import parse_size
 
 app = options.noun("Machines: order them, run them, get into them.")
+
+machine_deeds.add_to(app)
+machine_inside.add_to(app)
 
 _IMAGES = options.completing(lambda site: site.images.list())
 

@@ -10,86 +10,35 @@ from typing import NoReturn
 
 import typer
 
-from usina import __version__
-from usina.cli import demo as demonstration
-from usina.cli import (
-    doctor,
-    forward,
-    host,
-    image,
-    key,
-    login,
-    machine,
-    machine_deeds,
-    machine_inside,
-    member,
-    network,
-    project,
-    quota,
-    screen,
-    security_group,
-    story,
-    tenant,
-    up,
-    volume,
-)
-from usina.client import ApiError, CannotConnect
+from usina.cli import screen
+from usina.cli.shelf import Shelf
+from usina.client.errors import ApiError, CannotConnect
 from usina.core.errors import Invalid, Unavailable, UsinaError
 
 app = typer.Typer(
     name="usina",
-    help="""An open control plane for AI factories.
-
-Begin with `usina up` on this machine, or `usina login ENDPOINT` for one that runs. `usina demo` shows the whole of it.
-
-Examples:
-  usina up
-  usina login http://127.0.0.1:8470 --admin-file ~/.local/share/usina/admin.json
-  usina machine create hello --image debian-12 --cores 2 --memory 2GiB
-  usina ssh hello
-  usina story hello""",
+    cls=Shelf,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 
-NOUNS = {
-    "machine": machine.app,
-    "image": image.app,
-    "volume": volume.app,
-    "network": network.app,
-    "security-group": security_group.app,
-    "forward": forward.app,
-    "tenant": tenant.app,
-    "project": project.app,
-    "member": member.app,
-    "key": key.app,
-    "quota": quota.app,
-    "host": host.app,
-}
 
-machine_deeds.add_to(machine.app)
-machine_inside.add_to(machine.app)
-for _name, _noun in NOUNS.items():
-    app.add_typer(_noun, name=_name)
-for _command in (login.login, login.logout, login.whoami, machine_inside.ssh, story.story, story.events):
-    app.command()(_command)
-for _command in (up.up, doctor.doctor, demonstration.demo):
-    app.command()(_command)
+@app.callback()
+def usina() -> None:
+    """An open control plane for AI factories.
 
-
-@app.command()
-def version(output: screen.Output = typer.Option(screen.Output.TABLE, "--output", "-o")) -> None:
-    """Show the version of this command.
+    Begin with `usina up` on this machine, or `usina login ENDPOINT` for one that runs.
+    `usina demo` shows the whole of it.
 
     Examples:
-      usina version
+      usina up
+      usina login --admin-file ~/.local/share/usina/admin.json
+      usina machine create hello --image debian-12 --cores 2 --memory 2GiB
+      usina ssh hello
+      usina story hello
     """
-    if output is screen.Output.JSON:
-        screen.print_json({"version": __version__})
-    else:
-        print(__version__)
 
 
 def run() -> NoReturn:

@@ -73,7 +73,7 @@ NewName = Annotated[str, typer.Argument(help="The new name.", metavar="NAME", sh
 
 def noun(help: str) -> typer.Typer:
     """The commands about one noun."""
-    return typer.Typer(help=help, no_args_is_help=True, rich_markup_mode="rich")
+    return typer.Typer(help=help, no_args_is_help=True, rich_markup_mode="rich", add_completion=False)
 
 
 def confirmed(question: str, yes: bool) -> None:

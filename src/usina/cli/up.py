@@ -83,4 +83,6 @@ def announce(settings: Settings, admin: dict[str, str] | None) -> None:
     lines.append("  usina image create debian-12 --recipe debian-12\n")
     lines.append("\nCtrl-C stops it; machines go on running", style="dim")
     title = "Usina is up: a new site" if admin is not None else "Usina is up"
-    screen.out().print(Panel(lines, title=title, border_style="green", expand=False, padding=(1, 2)), soft_wrap=True)
+    console = screen.out()
+    console.print(Panel(lines, title=title, border_style="green", expand=False, padding=(1, 2)), soft_wrap=True)
+    console.file.flush()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 from urllib.parse import urlencode
-
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
-from websockets.sync.client import ClientConnection, connect
 
 from usina.client.errors import ApiError
 from usina.client.wire import API, Wire, segment
+
+if TYPE_CHECKING:
+    from websockets.exceptions import ConnectionClosed
+    from websockets.sync.client import ClientConnection
 
 REFUSED = 4000  # a refusal closes with this plus the HTTP status
 LARGEST = 1 << 20
@@ -24,6 +25,8 @@ class Stream:
 
     def read(self, timeout: float | None = None) -> bytes:
         """The next bytes; ``b""`` at the end. Raises `ApiError` when refused, `TimeoutError`."""
+        from websockets.exceptions import ConnectionClosed
+
         try:
             data = self._socket.recv(timeout)
         except ConnectionClosed as closed:
@@ -33,6 +36,8 @@ class Stream:
 
     def write(self, data: bytes) -> None:
         """Raises `EOFError` when the other side has closed."""
+        from websockets.exceptions import ConnectionClosed
+
         try:
             self._socket.send(data)
         except ConnectionClosed as closed:
@@ -52,6 +57,10 @@ class Stream:
 
 def open_stream(wire: Wire, machine: str, what: str, project: str | None, **query: str | int) -> Stream:
     """Open ``console`` or ``tunnel`` of a machine. Raises `CannotConnect`; refusals come with the first `read`."""
+    # Imported here, for most commands never open a stream and this takes a tenth of a second.
+    from websockets.exceptions import InvalidHandshake, InvalidURI
+    from websockets.sync.client import connect
+
     asked = query if project is None else {**query, "project": project}
     path = f"{API}/machines/{segment(machine)}/{what}" + (f"?{urlencode(asked)}" if asked else "")
     address = "ws" + wire.endpoint.removeprefix("http") + path

@@ -23,6 +23,7 @@ from usina.store.work import Work
 
 BATCH = 256
 TRIES = 50
+FRESH = 2.0  # seconds after which a snapshot is read anew, so that new hosts are found
 
 Placed = tuple["AnyResource", Claim]
 
@@ -54,6 +55,7 @@ class Placer:
         self._store, self._clock = store, clock
         self._queue: asyncio.Queue[_Request] = asyncio.Queue()
         self._snapshot: dict[str, Provider] | None = None
+        self._read_at = 0.0
 
     async def claim(
         self, resource: AnyResource, needs: Needs, held: Claim | None, presences: Sequence[str], lease: Lease
@@ -81,7 +83,11 @@ class Placer:
 
     async def _place(self, requests: list[_Request]) -> None:
         for _ in range(TRIES):
+            remembered = self._snapshot is not None
             batch = await self._try(requests)
+            if remembered and any(isinstance(answer, Refusal) for _, answer in batch.answers):
+                self._snapshot = None  # never refuse on what may have changed since
+                continue
             try:
                 await batch.work.commit()
             except Stale:
@@ -108,7 +114,8 @@ class Placer:
             await self._place([request])
 
     async def _try(self, requests: list[_Request]) -> _Batch:
-        if self._snapshot is None:
+        if self._snapshot is None or self._clock.now() - self._read_at > FRESH:
+            self._read_at = self._clock.now()
             self._snapshot = {host.id: host.provider for host in await self._store.hosts.all()}
         batch = _Batch(self._store.work(), dict(self._snapshot))
         for request in requests:

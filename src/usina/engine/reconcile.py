@@ -251,6 +251,8 @@ class Reconciler:
             updated_at=now,
         )
         work.observe(job.resource, job.lease, due=decision.due)
+        if decision.settled and resource.observed != resource.generation > 1:
+            work.free_given_up(resource.id, resource.generation, job.lease)
         if decision.phase is not job.before:
             bad = next((a.message for a in decision.answers if not a.ok and a.message), "")
             text = f"is {decision.phase.value}" + (f": {bad}" if bad else "")
@@ -273,7 +275,7 @@ class Reconciler:
             conditions=with_condition(resource.conditions, "Placed", False, "no-room", message, now),
             updated_at=now,
         )
-        work.observe(job.resource, job.lease, due=now + min(30.0, pause(attempts)))
+        work.observe(job.resource, job.lease, due=now + min(10.0, pause(attempts)))
         if told is None or told.message != message:
             what = "cannot grow" if growing else "cannot be placed"
             work.emit(self._event(job, "refused", f"{what}: {message}", {"reasons": dict(refusal.reasons)}))

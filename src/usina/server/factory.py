@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -27,7 +26,7 @@ from usina.engine.plans import Plans
 from usina.engine.reconcile import Reconciler
 from usina.engine.tidy import Tidy
 from usina.ports.driver import DriverPlugin
-from usina.server.settings import Settings, factory_id, master_key
+from usina.server.settings import Settings, factory_id, instance_id, master_key
 from usina.services.images.cache import default_cache
 from usina.services.images.catalogue import RECIPES
 from usina.services.images.fetch import Reach
@@ -49,7 +48,7 @@ class Factory:
         self.settings = settings
         self.store = store
         self.master = master
-        owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self.leases = store.leases(f"{instance_id(settings)}:{os.getpid()}:{secrets.token_hex(4)}")
         library = ImageLibrary(
             settings.data_dir / "images", default_cache(), Reach(allow_private=settings.allow_private_urls)
         )
@@ -64,7 +63,7 @@ class Factory:
             Kind.IMAGE: ImageHand(store, self.fleet, plans, library, settings.upload_limit),
         }
         self.placer = Placer(store, clock)
-        self.reconciler = Reconciler(store, store.leases(owner), clock, self.placer, hands)
+        self.reconciler = Reconciler(store, self.leases, clock, self.placer, hands)
         self.forwards = Forwards(store, self.fleet, settings.bind)
         self.tidy = Tidy(store, clock)
         self.fleet.wake = self.reconciler.wake

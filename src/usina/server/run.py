@@ -43,6 +43,7 @@ async def _serve(settings: Settings, announce: Announce) -> None:
     for name, reason in shelf.missing.items():
         structlog.get_logger().info("driver left out", driver=name, reason=reason)
     async with open_factory(settings, shelf.plugins) as factory:
+        await factory.leases.inherit()  # we hold the folder's lock, so they are all dead
         admin = await found_site(factory.house, settings)
         tasks = factory.work()
         try:

@@ -54,6 +54,16 @@ def master_key(settings: Settings) -> bytes:
     return key
 
 
+def instance_id(settings: Settings) -> str:
+    """Names this data folder for good, so that a restarted process knows what its earlier lives have left."""
+    path = settings.data_dir / "instance"
+    if not path.exists():
+        scratch = path.with_suffix(f".{os.getpid()}")
+        scratch.write_text(secrets.token_hex(8) + "\n")
+        os.replace(scratch, path)
+    return path.read_text().strip()
+
+
 def factory_id(master: bytes) -> str:
     """Eight characters that mark what belongs to this site on shared hosts; the same for all its control planes."""
     return hmac.new(master, b"factory", sha256).hexdigest()[:8]

@@ -151,21 +151,30 @@ class Database:
 
     def _commit_all(self, units: list[Sequence[Write]]) -> list[Exception | None]:
         """All together if that works, else each alone; the error of each unit, or None."""
+        if len(units) == 1:
+            return [self._commit_alone(units[0])]
+        groups: dict[int, list[Write]] = {}
+        for write in sorted((write for unit in units for write in unit), key=_by_rank):
+            groups.setdefault(id(write.statement), []).append(write)
         try:
-            self._commit_together([write for unit in units for write in unit])
-        except Exception as error:
-            if len(units) == 1:
-                return [_public(error)]
-            return [answer for unit in units for answer in self._commit_all([unit])]
+            with self._transaction() as connection:
+                for group in groups.values():
+                    _execute(connection, group)
+        except Exception:
+            return [self._commit_alone(unit) for unit in units]
         return [None] * len(units)
 
-    def _commit_together(self, writes: list[Write]) -> None:
-        groups: dict[int, list[Write]] = {}
-        for write in sorted(writes, key=lambda w: w.rank):
-            groups.setdefault(id(write.statement), []).append(write)
-        with self._transaction() as connection:
-            for group in groups.values():
-                _execute(connection, group)
+    def _commit_alone(self, unit: Sequence[Write]) -> Exception | None:
+        """One unit, statement by statement, so that the guard that fails is the one that is told."""
+        try:
+            with self._transaction() as connection:
+                for write in sorted(unit, key=_by_rank):
+                    _execute(connection, [write])
+        except GuardFailed as error:
+            return error.write.failure()
+        except Exception as error:
+            return error
+        return None
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
@@ -191,8 +200,8 @@ def _execute(connection: Connection, group: list[Write]) -> None:
         raise GuardFailed(group[0])
 
 
-def _public(error: Exception) -> Exception:
-    return error.write.failure() if isinstance(error, GuardFailed) else error
+def _by_rank(write: Write) -> int:
+    return write.rank
 
 
 def _settle(done: asyncio.Future[None], error: Exception | None) -> None:

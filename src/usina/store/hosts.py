@@ -34,7 +34,12 @@ _DEVICES = (
 _SEEN = (
     update(providers)
     .where(providers.c.id == _b("b_id"))
-    .values(reachable=_b("b_reachable"), message=_b("b_message"), seen_at=_b("b_at"))
+    .values(
+        reachable=_b("b_reachable"),
+        message=_b("b_message"),
+        seen_at=_b("b_at"),
+        generation=providers.c.generation + 1,
+    )
 )
 _INVENTORY = (
     update(providers)

@@ -52,6 +52,11 @@ _WAKE = (
     )
     .values(due_at=bindparam("b_now"))
 )
+_INHERIT = (
+    update(resources)
+    .where(resources.c.lease_owner.like(bindparam("b_lives")))
+    .values(lease_owner=None, lease_until=None)
+)
 _LET_GO = (
     update(resources).where(resources.c.lease_owner == bindparam("b_owner")).values(lease_owner=None, lease_until=None)
 )
@@ -99,6 +104,11 @@ class Leases:
         """Make resources due now (a sight from outside)."""
         if ids:
             await self._run(_WAKE, [{"b_id": one, "b_now": now} for one in ids])
+
+    async def inherit(self) -> None:
+        """Free at once what earlier lives of this owner held when they were killed. Only for who is sure to be the only
+        one alive: owners are ``<instance>:<process>``, and one process at a time runs an instance."""
+        await self._run(_INHERIT, {"b_lives": self.owner.partition(":")[0] + ":%"})
 
     async def let_go(self) -> None:
         """Return every lease of this owner, at a clean stop."""

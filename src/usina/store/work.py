@@ -81,6 +81,17 @@ _FREE_ONE = delete(reservations).where(
     reservations.c.key == _b("b_key"),
     reservations.c.owner == _b("b_owner"),
 )
+# What a machine gives up is free only when the host has let go of it: noted at the wish, freed when that wish settles.
+_left = reservations.alias("given_up")
+_SETTLED = exists().where(resources.c.id == _b("b_owner"), resources.c.generation == _b("b_generation")).correlate(None)
+_FREE_LEFT = delete(reservations).where(
+    reservations.c.owner == _b("b_owner"),
+    (reservations.c.scope + "|" + reservations.c.key).in_(
+        select(_left.c.key).where(_left.c.scope == _b("b_leaving")).correlate(None)
+    ),
+    _SETTLED,
+)
+_FREE_NOTES = delete(reservations).where(reservations.c.scope == _b("b_leaving"), _SETTLED)
 _RESERVE = insert(reservations).inline()
 _RESERVE_ALIVE = insert(reservations).from_select(
     ["scope", "key", "owner"],
@@ -244,6 +255,16 @@ class Work:
             1,
             RepeatedRequest,
         )
+
+    def give_up(self, scope: str, key: str, owner: str, proof: Proof, failure: Callable[[], UsinaError]) -> None:
+        """Note that `owner` will let go of `key`; it stays taken until `free_given_up`."""
+        self.reserve(f"leaving:{owner}", f"{scope}|{key}", owner, proof, failure)
+
+    def free_given_up(self, owner: str, generation: int, lease: Lease) -> None:
+        """The wish of `generation` is fulfilled: what `owner` gave up is free, unless it wishes anew already."""
+        values = {"b_owner": owner, "b_generation": generation, "b_leaving": f"leaving:{owner}"}
+        self.write(FREE, _FREE_LEFT, values)
+        self.write(FREE, _FREE_NOTES, values)
 
     # --- quotas
 

@@ -84,9 +84,14 @@ async def pretend_ready(factory: Factory, image: str) -> None:
     files = ImageFiles(digest=image.removeprefix("img-") * 2, disk="", format="raw")
     ready = replace(found, status=ImageStatus(files, 1.0, "ready"), phase=Phase.READY, observed=found.generation)
     values = resource_values(ready)
-    await store.database.transact(
-        lambda connection: connection.execute(resources.update().where(resources.c.id == image).values(**values))
+    idle = resources.update().where(
+        resources.c.id == image, resources.c.due_at.is_(None), resources.c.lease_owner.is_(None)
     )
+
+    async def written() -> int:  # the engine looks at a new image once; not while it does
+        return await store.database.transact(lambda connection: connection.execute(idle.values(**values)).rowcount)
+
+    await eventually(written)
     factory.house.near.forget()
 
 
