@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import libvirt
 
@@ -45,9 +46,9 @@ class Networks:
     def forget_hosts(self, cards: Iterable[tuple[str, str]]) -> None:
         """Drop the DHCP entries of cards, each given as network name and MAC address."""
         for name, mac in cards:
-            network = _missing_is_none(lambda name=name: self._conn.networkLookupByName(name))
+            network = _missing_is_none(partial(self._conn.networkLookupByName, name))
             if network is not None:
-                _update_hosts(network, lambda present, mac=mac: without_host(present, mac))
+                _update_hosts(network, partial(without_host, mac=mac))
 
     def _find(self, handle: str) -> libvirt.virNetwork | None:
         uuid = names.guest_uuid(self._settings.factory, handle)

@@ -1,0 +1,263 @@
+"""A factory as a process of its own, which tests may kill, start again and ask over HTTP like anybody.
+
+``python -m usina.testing.process FOLDER PORT`` is that process; `FactoryProcess` looks after it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx2
+
+from usina.server.settings import factory_id
+from usina.testing.postgres import free_port
+from usina.testing.waiting import until
+
+Json = dict[str, Any]
+
+START_LIMIT = 60.0  # seconds; founding probes the accelerator, on a busy machine
+STOP_LIMIT = 30.0
+_WIPE_ORDER = ("forwards", "machines", "volumes", "networks", "security-groups", "images")
+_OF_THE_PROJECT = {"networks", "security-groups"}  # its own `default` goes with it
+
+
+class Refused(AssertionError):
+    """An answer of 400 or more that a test did not expect; `status` and `problem` tell it apart."""
+
+    def __init__(self, status: int, problem: Json) -> None:
+        super().__init__(f"{status} {problem.get('detail', problem)}")
+        self.status, self.problem = status, problem
+
+
+class FactoryProcess:
+    """One data folder, and the process that runs on it at the moment."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        port: int | None = None,
+        local_host: bool = True,
+        database: str = "",
+        quiet: bool = True,
+    ) -> None:
+        self.data_dir = data_dir
+        self.port = port or free_port()
+        self._local_host, self._database, self._quiet = local_host, database, quiet
+        self._process: subprocess.Popen[bytes] | None = None
+        self._http = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60, trust_env=False)
+        self.made: list[str] = []  # ids of everything ordered through `call`
+
+    # --- the process
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> Path:
+        return self.data_dir.with_name(self.data_dir.name + ".log")
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "it has not been started"
+        return self._process.pid
+
+    @property
+    def token(self) -> str:
+        """The first operator's."""
+        return str(json.loads((self.data_dir / "admin.json").read_text())["token"])
+
+    @property
+    def id(self) -> str:
+        """What marks the things of this factory on a host."""
+        return factory_id(bytes.fromhex((self.data_dir / "master.key").read_text().strip()))
+
+    def start(self, fault: str = "") -> Self:
+        """Start, and wait until the doors are open. ``fault`` names a point at which it dies, as in `engine.faults`."""
+        assert not self.alive, "it runs already"
+        command = [sys.executable, "-m", "usina.testing.process", str(self.data_dir), str(self.port)]
+        command += ["--database", self._database] if self._database else []
+        command += [] if self._local_host else ["--no-local-host"]
+        environment = {**os.environ, "USINA_FAULT": fault}
+        self.data_dir.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        until(self._answers, limit=START_LIMIT)
+        return self
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def kill(self) -> None:
+        """As a power cut: SIGKILL, at once."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(STOP_LIMIT)
+
+    def stop(self) -> None:
+        """SIGTERM, and a clean exit."""
+        assert self._process is not None
+        self._process.terminate()
+        code = self._process.wait(STOP_LIMIT)
+        assert code == 0, f"it ended with {code}\n{self.tail()}"
+
+    def died(self, limit: float = 30.0) -> None:
+        """Wait until it has killed itself at its fault point."""
+        assert self._process is not None
+        try:
+            code = self._process.wait(limit)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it did not reach its fault point in {limit:g} s\n{self.tail()}") from None
+        assert code == -signal.SIGKILL, f"it ended with {code}\n{self.tail()}"
+
+    def tail(self, lines: int = 40) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def _answers(self) -> bool:
+        assert self.alive, f"it ended while it was starting\n{self.tail()}"
+        try:
+            return self._http.get("/healthz").status_code == 200
+        except httpx2.TransportError:
+            return False
+
+    # --- its door
+
+    def call(
+        self, method: str, path: str, body: Json | None = None, *, token: str = "", key: str = "", **query: Any
+    ) -> Json:
+        """One request at the native door. Raises `Refused`, and `httpx2.TransportError` if it dies meanwhile."""
+        headers = {"Authorization": f"Bearer {token or self.token}"} | ({"Idempotency-Key": key} if key else {})
+        answer = self._http.request(method, f"/api/v1{path}", json=body, headers=headers, params=query)
+        found = answer.json() if answer.content and "json" in answer.headers.get("content-type", "") else {}
+        if answer.status_code >= 400:
+            raise Refused(answer.status_code, found)
+        if method == "POST" and answer.status_code == 201 and found["id"] not in self.made:
+            self.made.append(found["id"])
+        return dict(found)
+
+    def phase(self, path: str, *phases: str, limit: float = 30.0, token: str = "") -> Json:
+        """Wait until what is at `path` has settled its newest wish in one of `phases`."""
+
+        def good(found: Json) -> bool:
+            return found["phase"] in phases and found["observed"] == found["generation"]
+
+        return until(lambda: self.call("GET", path, token=token), good, limit)
+
+    def gone(self, path: str, limit: float = 30.0, token: str = "") -> None:
+        def missing() -> bool:
+            try:
+                self.call("GET", path, token=token)
+            except Refused as refused:
+                return refused.status == 404
+            return False
+
+        until(missing, limit=limit)
+
+    def story(self, id: str) -> list[str]:
+        """What happened to one object: ``kind: text``, in order."""
+        return [
+            f"{event['kind']}: {event['text']}" for event in self.call("GET", f"/stories/{id}", limit=1000)["items"]
+        ]
+
+    # --- the end
+
+    def wipe(self, limit: float = 120.0) -> None:
+        """Delete everything through the door: resources, projects, hosts. Nothing of it is on any host afterwards."""
+        for path in _WIPE_ORDER:
+            self._wipe_all(path, limit)
+        for project in self.call("GET", "/projects", limit=1000)["items"]:
+            until(partial(self._deleted, f"/projects/{project['id']}"), limit=limit)
+        for host in self.call("GET", "/hosts")["items"]:
+            until(partial(self._deleted, f"/hosts/{host['id']}"), limit=limit)
+
+    def _wipe_all(self, path: str, limit: float) -> None:
+        def left() -> list[Json]:
+            found = self.call("GET", f"/{path}", limit=1000)["items"]
+            return [one for one in found if path not in _OF_THE_PROJECT or one["name"] != "default"]
+
+        def ask() -> bool:
+            for one in left():
+                if not one["deleting"]:
+                    self._deleted(f"/{path}/{one['id']}")
+            return not left()
+
+        until(ask, limit=limit)
+
+    def _deleted(self, path: str) -> bool:
+        try:
+            self.call("DELETE", path)
+        except Refused as refused:
+            if refused.status == 409:  # still in use: what uses it is on its way out
+                return False
+            return refused.status == 404
+        return True
+
+    def __enter__(self) -> Self:
+        return self if self.alive else self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and not self._quiet:
+            print(self.tail(), file=sys.stderr)
+        if self.alive:
+            self.kill() if kind is not None else self.stop()
+        self._http.close()
+
+
+@contextmanager
+def factory_process(
+    data_dir: Path, *, port: int | None = None, fault: str = "", local_host: bool = True, database: str = ""
+) -> Iterator[FactoryProcess]:
+    """A factory that answers; stopped cleanly at the end."""
+    with FactoryProcess(data_dir, port=port, local_host=local_host, database=database).start(fault) as process:
+        yield process
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process holds now."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used, its threads included."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def idle_share(pid: int, seconds: float) -> float:
+    """The share of one core that a process uses over the next `seconds`."""
+    before, begun = cpu_seconds(pid), time.monotonic()
+    time.sleep(seconds)
+    return (cpu_seconds(pid) - before) / (time.monotonic() - begun)
+
+
+def _main() -> None:
+    from usina.server.run import run
+    from usina.server.settings import Settings
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data_dir", type=Path)
+    parser.add_argument("port", type=int)
+    parser.add_argument("--database", default="")
+    parser.add_argument("--no-local-host", dest="local_host", action="store_false")
+    run(Settings(**vars(parser.parse_args())), lambda settings, admin: None)
+
+
+if __name__ == "__main__":
+    _main()
