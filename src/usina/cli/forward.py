@@ -13,7 +13,9 @@ from usina.cli.options import Forward as ForwardName
 from usina.cli.screen import Cell, Output
 from usina.client import Client, Resource
 
-app = options.noun("Forwards: ports of the site that lead into machines.")
+app = options.noun(
+    "Forwards: ports of the site that lead into machines.", "usina forward create web 80", "usina forward list"
+)
 
 
 def _columns(site: Client) -> screen.Columns[Resource]:

@@ -12,8 +12,12 @@ from usina.cli.options import NewName, Out, Yes
 from usina.cli.screen import Cell, Output
 from usina.client import Claim, Device, Host
 
-app = options.noun("Hosts: what machines run on. For operators.")
-device = options.noun("Single devices of a host, such as a GPU.")
+app = options.noun(
+    "Hosts: what machines run on. For operators.",
+    "usina host list",
+    "usina host add node7 --option uri=qemu+ssh://root@node7/system",
+)
+device = options.noun("Single devices of a host, such as a GPU.", "usina host device cordon node7 0000:3b:00.0")
 app.add_typer(device, name="device")
 
 Address = Annotated[str, typer.Argument(help="PCI address, as `usina host show` has it.", metavar="ADDRESS")]

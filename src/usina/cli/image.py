@@ -15,7 +15,9 @@ from usina.cli.screen import Cell, Output
 from usina.client import Client, Resource
 from usina.core.errors import Invalid
 
-app = options.noun("Images: what machines start from.")
+app = options.noun(
+    "Images: what machines start from.", "usina image create debian-12 --recipe debian-12", "usina image list"
+)
 
 Visibility = Annotated[str, typer.Option("--visibility", help="Who may use it: project, tenant or public.")]
 

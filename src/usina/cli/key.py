@@ -12,7 +12,11 @@ from usina.cli.options import NewName, Out, Yes
 from usina.cli.screen import Cell, Output
 from usina.client import FreshKey, Key
 
-app = options.noun("Keys: one key opens every door, for one member, and can be limited in place, power and time.")
+app = options.noun(
+    "Keys: one key opens every door, for one member, and can be limited in place, power and time.",
+    "usina key create laptop",
+    "usina key list",
+)
 
 Expires = Annotated[
     str | None, typer.Option("--expires", help="When it ends, such as 2027-01-31T12:00:00Z.", metavar="TIME")
@@ -62,7 +66,9 @@ def create(
       usina key create first --member ada -o json
     """
     with door.client() as site:
-        key = site.keys.create(name, member=member, project=project, role=role, expires_at=expires)
+        key = site.keys.create(
+            name, member=door.member_id(site, member), project=project, role=role, expires_at=expires
+        )
     _show_fresh(key, output)
 
 
@@ -77,7 +83,8 @@ def list_keys(
       usina key list --member ada
     """
     with door.client() as site:
-        screen.show_list(site.keys.list(member), _COLUMNS, output)
+        whose = door.member_id(site, member) if member else None
+        screen.show_list(site.keys.list(whose), _COLUMNS, output)
 
 
 @app.command()
@@ -85,10 +92,10 @@ def show(key: KeyName, output: Out = Output.TABLE) -> None:
     """Show a key, without its secret.
 
     Examples:
-      usina key show key-0123456789abcdefghjk
+      usina key show nightly
     """
     with door.client() as site:
-        found = site.keys.get(key)
+        found = site.keys.get(door.key_id(site, key))
     screen.show_one(found, _rows(found), output)
 
 
@@ -97,11 +104,11 @@ def rotate(key: KeyName, expires: Expires = None, yes: Yes = False, output: Out 
     """Give a key a new secret and show it, once. The old one stops at once.
 
     Examples:
-      usina key rotate key-0123456789abcdefghjk
+      usina key rotate nightly
     """
     options.confirmed(f"Give {key} a new secret? The old one stops at once.", yes)
     with door.client() as site:
-        fresh = site.keys.rotate(key, expires)
+        fresh = site.keys.rotate(door.key_id(site, key), expires)
     _show_fresh(fresh, output)
 
 
@@ -110,9 +117,9 @@ def revoke(key: KeyName, yes: Yes = False) -> None:
     """Revoke a key, for good.
 
     Examples:
-      usina key revoke key-0123456789abcdefghjk
+      usina key revoke nightly
     """
     options.confirmed(f"Revoke {key} for good?", yes)
     with door.client() as site:
-        site.keys.revoke(key)
+        site.keys.revoke(door.key_id(site, key))
     screen.done(f"{key} opens nothing any more")

@@ -15,7 +15,12 @@ from usina.client import Client, Resource
 from usina.core.errors import Invalid
 from usina.core.units import parse_size
 
-app = options.noun("Machines: order them, run them, get into them.")
+app = options.noun(
+    "Machines: order them, run them, get into them.",
+    "usina machine create hello --image debian-12",
+    "usina machine list",
+    "usina machine ssh hello",
+)
 
 machine_deeds.add_to(app)
 machine_inside.add_to(app)

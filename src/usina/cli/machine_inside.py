@@ -89,6 +89,7 @@ def ssh_command(
     command: Sequence[str] = (),
     local: Sequence[str] = (),
     identity: Path | None = None,
+    quiet: bool = False,
 ) -> list[str]:
     """The ssh command line. Nothing in it is read by a shell but the proxy command, which is quoted word by word."""
     proxy = [sys.executable, "-m", "usina.cli", "machine", "tunnel", machine.id, str(SSH)]
@@ -106,6 +107,8 @@ def ssh_command(
     words = ["ssh"]
     for name, value in settings.items():
         words += ["-o", f"{name}={value}"]
+    if quiet:  # nobody is there to be asked
+        words += ["-T", "-o", "BatchMode=yes"]
     for forward in local:
         words += ["-L", forward]
     if identity is not None:

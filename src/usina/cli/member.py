@@ -13,7 +13,11 @@ from usina.cli.screen import Cell, Output
 from usina.client import Member
 from usina.core.errors import Invalid
 
-app = options.noun("Members: people and programs, and the roles they play.")
+app = options.noun(
+    "Members: people and programs, and the roles they play.",
+    "usina member create ada --tenant acme --role research=member",
+    "usina member change me --ssh-key ~/.ssh/id_ed25519.pub",
+)
 
 _TENANTS = options.completing(lambda site: site.tenants.list())
 Tenant = Annotated[
@@ -103,7 +107,7 @@ def show(member: MemberName, output: Out = Output.TABLE) -> None:
       usina member show me
     """
     with door.client() as site:
-        found = site.members.get(member)
+        found = site.members.get(door.member_id(site, member))
     screen.show_one(found, _rows(found), output)
 
 
@@ -126,7 +130,7 @@ def change(
     """
     keys = [] if no_ssh_keys else short_forms.ssh_keys(ssh_key) if ssh_key else None
     with door.client() as site:
-        changed = site.members.change(member, email=email, ssh_keys=keys, disabled=disabled)
+        changed = site.members.change(door.member_id(site, member), email=email, ssh_keys=keys, disabled=disabled)
     screen.show_one(changed, _rows(changed), output)
 
 
@@ -146,7 +150,7 @@ def role(
       usina member role ada acme none
     """
     with door.client() as site:
-        changed = site.members.set_role(member, scope, None if role == "none" else role)
+        changed = site.members.set_role(door.member_id(site, member), scope, None if role == "none" else role)
     screen.done(f"{changed.name}: {_roles(changed) or 'no role'}")
 
 
@@ -159,5 +163,5 @@ def delete(member: MemberName, yes: Yes = False) -> None:
     """
     options.confirmed(f"Delete member {member} and their keys?", yes)
     with door.client() as site:
-        site.members.delete(member)
+        site.members.delete(door.member_id(site, member))
     screen.done(f"member {member} is gone")

@@ -12,7 +12,9 @@ from usina.cli.options import Network as NetworkName
 from usina.cli.screen import Cell, Output
 from usina.client import Resource
 
-app = options.noun("Networks: what a project's machines talk through.")
+app = options.noun(
+    "Networks: what a project's machines talk through.", "usina network create lab", "usina network list"
+)
 
 _COLUMNS: screen.Columns[Resource] = [
     ("name", lambda n: n.name),

@@ -71,9 +71,10 @@ Host = Annotated[str, name_of("Host", lambda site: site.hosts.list())]
 NewName = Annotated[str, typer.Argument(help="The new name.", metavar="NAME", show_default=False)]
 
 
-def noun(help: str) -> typer.Typer:
+def noun(help: str, *examples: str) -> typer.Typer:
     """The commands about one noun."""
-    return typer.Typer(help=help, no_args_is_help=True, rich_markup_mode="rich", add_completion=False)
+    told = "\n".join([help, "", "Examples:", *(f"  {example}" for example in examples)])
+    return typer.Typer(help=told, no_args_is_help=True, rich_markup_mode="rich", add_completion=False)
 
 
 def confirmed(question: str, yes: bool) -> None:

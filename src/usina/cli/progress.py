@@ -19,7 +19,8 @@ from usina.client import Client, Event, Resource
 class Watcher:
     """Tells how one resource gets on. Called by `Client.wait`."""
 
-    def __init__(self, status: Status | None) -> None:
+    def __init__(self, status: Status | None, aloud: bool = True) -> None:
+        self._aloud = aloud
         self._status = status
         self._begun = time.monotonic()
         self._phase = ""
@@ -33,7 +34,7 @@ class Watcher:
             took = Text(f" {time.monotonic() - self._begun:.0f}s ", style="dim")
             line = Text.assemble(screen.clean(resource.title), " ", screen.phase(resource.phase), took)
             self._status.update(line.append(screen.clean(sentence)[:120], style="dim"))
-        elif resource.phase != self._phase and event is None:
+        elif self._aloud and resource.phase != self._phase and event is None:
             screen.say(f"{resource.title}: {resource.phase}")
         self._phase = resource.phase
 
@@ -55,7 +56,7 @@ def watching(quiet: bool = False) -> Iterator[Watcher]:
     """A watcher with a live line for as long as the block lasts."""
     console = screen.err()
     if quiet or not console.is_terminal:
-        yield Watcher(None)
+        yield Watcher(None, aloud=not quiet)
         return
     with console.status("…", spinner="dots") as status:
         yield Watcher(status)

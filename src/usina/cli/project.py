@@ -12,7 +12,11 @@ from usina.cli.options import NewName, Out, ProjectName, Yes
 from usina.cli.screen import Cell, Output
 from usina.client import Project
 
-app = options.noun("Projects: what a tenant's machines, networks and images belong to.")
+app = options.noun(
+    "Projects: what a tenant's machines, networks and images belong to.",
+    "usina project create research --tenant acme",
+    "usina project use research",
+)
 
 _TENANTS = options.completing(lambda site: site.tenants.list())
 _COLUMNS: screen.Columns[Project] = [

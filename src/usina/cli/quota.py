@@ -13,7 +13,9 @@ from usina.cli.short_forms import limit
 from usina.client import Quota
 from usina.core.errors import Invalid
 
-app = options.noun("Quotas: what may exist at once in a tenant or project.")
+app = options.noun(
+    "Quotas: what may exist at once in a tenant or project.", "usina quota show", "usina quota set acme --machines 20"
+)
 
 _SIZED = frozenset({"memory", "disk"})
 _SCOPES = options.completing(lambda site: site.projects.list())

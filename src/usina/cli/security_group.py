@@ -11,7 +11,11 @@ from usina.cli.options import PATIENCE, Group, Labels, NewName, Out, Project, Ti
 from usina.cli.screen import Cell, Output
 from usina.client import Resource
 
-app = options.noun("Security groups: what may come in to machines, and go out. What no rule allows is dropped.")
+app = options.noun(
+    "Security groups: what may come in to machines, and go out. What no rule allows is dropped.",
+    "usina security-group create web --rule in:tcp:443 --rule out:all",
+    "usina security-group show default",
+)
 
 _RULE_HELP = "DIRECTION:PROTOCOL, then a port or range and a remote range if wanted; repeat it."
 Rules = Annotated[list[str] | None, typer.Option("--rule", "-r", help=_RULE_HELP, metavar="RULE")]

@@ -12,7 +12,11 @@ from usina.cli.options import Tenant as TenantName
 from usina.cli.screen import Cell, Output
 from usina.client import Tenant
 
-app = options.noun("Tenants: the companies, faculties and ministries that share the factory.")
+app = options.noun(
+    "Tenants: the companies, faculties and ministries that share the factory.",
+    "usina tenant create acme",
+    "usina tenant list",
+)
 
 _COLUMNS: screen.Columns[Tenant] = [
     ("name", lambda t: t.name),

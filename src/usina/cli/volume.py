@@ -13,7 +13,11 @@ from usina.cli.screen import Cell, Output
 from usina.client import Resource
 from usina.core.units import parse_size
 
-app = options.noun("Volumes: disks that outlive the machines they are attached to.")
+app = options.noun(
+    "Volumes: disks that outlive the machines they are attached to.",
+    "usina volume create data 100GiB",
+    "usina volume attach data hello",
+)
 
 Size = Annotated[str, typer.Argument(help="Its size, such as 100GiB.", metavar="SIZE", show_default=False)]
 
