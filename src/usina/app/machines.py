@@ -410,7 +410,9 @@ async def rebuild(
     return await change(context, ref, project, if_match=if_match, edit=edit)
 
 
-async def snapshot(context: Context, ref: str, name: str, project: str | None = None) -> Machine:
+async def snapshot(
+    context: Context, ref: str, name: str, project: str | None = None, if_match: int | None = None
+) -> Machine:
     check_name(name)
 
     async def edit(machine: Machine, work: Work, grant: Grant) -> tuple[MachineSpec, str]:
@@ -419,25 +421,29 @@ async def snapshot(context: Context, ref: str, name: str, project: str | None = 
         check_range(len(machine.spec.snapshots) + 1, 1, 16, "snapshots")
         return replace(machine.spec, snapshots=(*machine.spec.snapshots, name)), f"asked for snapshot {name}"
 
-    return await change(context, ref, project, edit=edit)
+    return await change(context, ref, project, if_match=if_match, edit=edit)
 
 
-async def restore(context: Context, ref: str, name: str, project: str | None = None) -> Machine:
+async def restore(
+    context: Context, ref: str, name: str, project: str | None = None, if_match: int | None = None
+) -> Machine:
     async def edit(machine: Machine, work: Work, grant: Grant) -> tuple[MachineSpec, str]:
         _own_snapshot(machine, name)
         token = (machine.spec.restore.token if machine.spec.restore else 0) + 1
         return replace(machine.spec, restore=RestoreWish(name, token)), f"asked to go back to snapshot {name}"
 
-    return await change(context, ref, project, edit=edit)
+    return await change(context, ref, project, if_match=if_match, edit=edit)
 
 
-async def drop_snapshot(context: Context, ref: str, name: str, project: str | None = None) -> Machine:
+async def drop_snapshot(
+    context: Context, ref: str, name: str, project: str | None = None, if_match: int | None = None
+) -> Machine:
     async def edit(machine: Machine, work: Work, grant: Grant) -> tuple[MachineSpec, str]:
         _own_snapshot(machine, name)
         left = tuple(one for one in machine.spec.snapshots if one != name)
         return replace(machine.spec, snapshots=left), f"snapshot {name} given up"
 
-    return await change(context, ref, project, edit=edit)
+    return await change(context, ref, project, if_match=if_match, edit=edit)
 
 
 def _own_snapshot(machine: Machine, name: str) -> None:
@@ -445,7 +451,9 @@ def _own_snapshot(machine: Machine, name: str) -> None:
         raise NotFound("snapshot not found", field="name")
 
 
-async def attach_volume(context: Context, ref: str, volume: str, project: str | None = None) -> Machine:
+async def attach_volume(
+    context: Context, ref: str, volume: str, project: str | None = None, if_match: int | None = None
+) -> Machine:
     async def edit(machine: Machine, work: Work, grant: Grant) -> tuple[MachineSpec, str]:
         owner = await context.project(machine.project)
         thing = await context.house.near.of(owner, Kind.VOLUME, volume, "volume")
@@ -458,10 +466,12 @@ async def attach_volume(context: Context, ref: str, volume: str, project: str | 
         spec = replace(machine.spec, volumes=(*machine.spec.volumes, thing.id), host=thing.provider)
         return spec, f"asked to attach volume {thing.name}"
 
-    return await change(context, ref, project, edit=edit)
+    return await change(context, ref, project, if_match=if_match, edit=edit)
 
 
-async def detach_volume(context: Context, ref: str, volume: str, project: str | None = None) -> Machine:
+async def detach_volume(
+    context: Context, ref: str, volume: str, project: str | None = None, if_match: int | None = None
+) -> Machine:
     async def edit(machine: Machine, work: Work, grant: Grant) -> tuple[MachineSpec, str]:
         owner = await context.project(machine.project)
         thing = await context.house.near.of(owner, Kind.VOLUME, volume, "volume")
@@ -471,14 +481,16 @@ async def detach_volume(context: Context, ref: str, volume: str, project: str | 
         left = tuple(one for one in machine.spec.volumes if one != thing.id)
         return replace(machine.spec, volumes=left), f"asked to detach volume {thing.name}"
 
-    return await change(context, ref, project, edit=edit)
+    return await change(context, ref, project, if_match=if_match, edit=edit)
 
 
 def _give_up(work: Work, machine: Machine, scope: str, key: str, grant: Grant) -> None:
     work.give_up(scope, key, machine.id, grant, lambda: Conflict("it is being let go of already", code="leaving"))
 
 
-async def attach_interface(context: Context, ref: str, card: CardOrder, project: str | None = None) -> Machine:
+async def attach_interface(
+    context: Context, ref: str, card: CardOrder, project: str | None = None, if_match: int | None = None
+) -> Machine:
     async def edit(machine: Machine, work: Work, grant: Grant) -> tuple[MachineSpec, str]:
         owner = await context.project(machine.project)
         cards = machine.spec.interfaces
@@ -488,10 +500,12 @@ async def attach_interface(context: Context, ref: str, card: CardOrder, project:
         fresh = await _card(context, work, owner, grant, machine.id, machine.spec.hostname, number, card)
         return replace(machine.spec, interfaces=(*cards, fresh)), f"asked for an interface with {fresh.address}"
 
-    return await change(context, ref, project, edit=edit)
+    return await change(context, ref, project, if_match=if_match, edit=edit)
 
 
-async def detach_interface(context: Context, ref: str, mac: str, project: str | None = None) -> Machine:
+async def detach_interface(
+    context: Context, ref: str, mac: str, project: str | None = None, if_match: int | None = None
+) -> Machine:
     async def edit(machine: Machine, work: Work, grant: Grant) -> tuple[MachineSpec, str]:
         card = next((one for one in machine.spec.interfaces if one.mac == mac.lower()), None)
         if card is None:
@@ -503,7 +517,7 @@ async def detach_interface(context: Context, ref: str, mac: str, project: str | 
         left = tuple(one for one in machine.spec.interfaces if one is not card)
         return replace(machine.spec, interfaces=left), f"asked to give up the interface with {card.address}"
 
-    return await change(context, ref, project, edit=edit)
+    return await change(context, ref, project, if_match=if_match, edit=edit)
 
 
 async def delete(context: Context, ref: str, project: str | None = None, if_match: int | None = None) -> Machine:

@@ -56,7 +56,8 @@ async def list_images(context: Context, wanted: Filter) -> list[AnyResource]:
     everything = await context.store.resources.page(
         Kind.IMAGE, after=wanted.after, limit=10_000, phase=wanted.phase, name=wanted.name
     )
-    only = (await context.project(wanted.project)).id if wanted.project is not None else None
+    chosen = await _projects(context, wanted.project)
+    only = chosen[0] if wanted.project is not None and chosen else None
     seen = [one for one in everything if await _usable(context, one, only)]
     return seen[: wanted.limit]
 

@@ -141,8 +141,10 @@ async def rebuild(
 
 
 @router.post("/{ref}/snapshots", status_code=202, response_model=ResourceOut, summary="Take a snapshot")
-async def snapshot(context: Reader, ref: RefPath, body: SnapshotIn, project: ProjectQuery = None) -> Response:
-    return one(await machines.snapshot(context, ref, body.name, project), 202)
+async def snapshot(
+    context: Reader, ref: RefPath, body: SnapshotIn, if_match: IfMatch, project: ProjectQuery = None
+) -> Response:
+    return one(await machines.snapshot(context, ref, body.name, project, if_match), 202)
 
 
 @router.post(
@@ -151,35 +153,45 @@ async def snapshot(context: Reader, ref: RefPath, body: SnapshotIn, project: Pro
     response_model=ResourceOut,
     summary="Go back to a snapshot",
 )
-async def restore(context: Reader, ref: RefPath, snapshot: SnapshotPath, project: ProjectQuery = None) -> Response:
-    return one(await machines.restore(context, ref, snapshot, project), 202)
+async def restore(
+    context: Reader, ref: RefPath, snapshot: SnapshotPath, if_match: IfMatch, project: ProjectQuery = None
+) -> Response:
+    return one(await machines.restore(context, ref, snapshot, project, if_match), 202)
 
 
 @router.delete("/{ref}/snapshots/{snapshot}", status_code=202, response_model=ResourceOut, summary="Give up a snapshot")
 async def drop_snapshot(
-    context: Reader, ref: RefPath, snapshot: SnapshotPath, project: ProjectQuery = None
+    context: Reader, ref: RefPath, snapshot: SnapshotPath, if_match: IfMatch, project: ProjectQuery = None
 ) -> Response:
-    return one(await machines.drop_snapshot(context, ref, snapshot, project), 202)
+    return one(await machines.drop_snapshot(context, ref, snapshot, project, if_match), 202)
 
 
 @router.post("/{ref}/volumes", status_code=202, response_model=ResourceOut, summary="Attach a volume")
-async def attach_volume(context: Reader, ref: RefPath, body: AttachIn, project: ProjectQuery = None) -> Response:
-    return one(await machines.attach_volume(context, ref, body.volume, project), 202)
+async def attach_volume(
+    context: Reader, ref: RefPath, body: AttachIn, if_match: IfMatch, project: ProjectQuery = None
+) -> Response:
+    return one(await machines.attach_volume(context, ref, body.volume, project, if_match), 202)
 
 
 @router.delete("/{ref}/volumes/{volume}", status_code=202, response_model=ResourceOut, summary="Detach a volume")
-async def detach_volume(context: Reader, ref: RefPath, volume: VolumePath, project: ProjectQuery = None) -> Response:
-    return one(await machines.detach_volume(context, ref, volume, project), 202)
+async def detach_volume(
+    context: Reader, ref: RefPath, volume: VolumePath, if_match: IfMatch, project: ProjectQuery = None
+) -> Response:
+    return one(await machines.detach_volume(context, ref, volume, project, if_match), 202)
 
 
 @router.post("/{ref}/interfaces", status_code=202, response_model=ResourceOut, summary="Attach an interface")
-async def attach_interface(context: Reader, ref: RefPath, body: CardIn, project: ProjectQuery = None) -> Response:
-    return one(await machines.attach_interface(context, ref, _card(body), project), 202)
+async def attach_interface(
+    context: Reader, ref: RefPath, body: CardIn, if_match: IfMatch, project: ProjectQuery = None
+) -> Response:
+    return one(await machines.attach_interface(context, ref, _card(body), project, if_match), 202)
 
 
 @router.delete("/{ref}/interfaces/{mac}", status_code=202, response_model=ResourceOut, summary="Detach an interface")
-async def detach_interface(context: Reader, ref: RefPath, mac: MacPath, project: ProjectQuery = None) -> Response:
-    return one(await machines.detach_interface(context, ref, mac, project), 202)
+async def detach_interface(
+    context: Reader, ref: RefPath, mac: MacPath, if_match: IfMatch, project: ProjectQuery = None
+) -> Response:
+    return one(await machines.detach_interface(context, ref, mac, project, if_match), 202)
 
 
 @router.get(
