@@ -27,6 +27,7 @@ from usina.core.lifecycle import (
 from usina.core.machine import MachinePlan, MachineStatus, Present, Seen
 from usina.core.machine_decide import Machine
 from usina.core.units import Instant
+from usina.engine.faults import fault
 from usina.engine.fleet import Fleet
 from usina.engine.hand import Held, Report
 from usina.engine.plans import Plans
@@ -78,8 +79,10 @@ class MachineHand:
 
     async def _define(self, driver: Driver, plan: MachinePlan) -> None:
         await driver.ensure_image(plan.image)
+        fault("after:ensure_image")
         for network in plan.networks:
             await driver.ensure_network(network)
+        fault("after:ensure_network")
         await driver.define(plan)
 
 

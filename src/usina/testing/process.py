@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,9 @@ from typing import Any, Self
 
 import httpx2
 
-from usina.server.settings import factory_id
+from usina.server.run import run
+from usina.server.settings import Settings, factory_id
+from usina.testing.nursery import Forked, Nursery
 from usina.testing.postgres import free_port
 from usina.testing.waiting import until
 
@@ -51,12 +53,12 @@ class FactoryProcess:
         port: int | None = None,
         local_host: bool = True,
         database: str = "",
-        quiet: bool = True,
+        nursery: Nursery | None = None,
     ) -> None:
         self.data_dir = data_dir
         self.port = port or free_port()
-        self._local_host, self._database, self._quiet = local_host, database, quiet
-        self._process: subprocess.Popen[bytes] | None = None
+        self._local_host, self._database, self._nursery = local_host, database, nursery
+        self._process: subprocess.Popen[bytes] | Forked | None = None
         self._http = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60, trust_env=False)
         self.made: list[str] = []  # ids of everything ordered through `call`
 
@@ -88,13 +90,14 @@ class FactoryProcess:
     def start(self, fault: str = "") -> Self:
         """Start, and wait until the doors are open. ``fault`` names a point at which it dies, as in `engine.faults`."""
         assert not self.alive, "it runs already"
-        command = [sys.executable, "-m", "usina.testing.process", str(self.data_dir), str(self.port)]
-        command += ["--database", self._database] if self._database else []
-        command += [] if self._local_host else ["--no-local-host"]
-        environment = {**os.environ, "USINA_FAULT": fault}
+        arguments = [str(self.data_dir), str(self.port)]
+        arguments += ["--database", self._database] if self._database else []
+        arguments += [] if self._local_host else ["--no-local-host"]
         self.data_dir.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        if self._nursery is not None:
+            self._process = self._nursery.start(arguments, fault, self.log)
+        else:
+            self._process = _launch(arguments, fault, self.log)
         until(self._answers, limit=START_LIMIT)
         return self
 
@@ -212,8 +215,6 @@ class FactoryProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and not self._quiet:
-            print(self.tail(), file=sys.stderr)
         if self.alive:
             self.kill() if kind is not None else self.stop()
         self._http.close()
@@ -247,17 +248,22 @@ def idle_share(pid: int, seconds: float) -> float:
     return (cpu_seconds(pid) - before) / (time.monotonic() - begun)
 
 
-def _main() -> None:
-    from usina.server.run import run
-    from usina.server.settings import Settings
+def _launch(arguments: Sequence[str], fault: str, log: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "USINA_FAULT": fault}
+    command = [sys.executable, "-m", "usina.testing.process", *arguments]
+    with log.open("ab") as file:
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL)
 
+
+def serve(arguments: Sequence[str] | None = None) -> None:
+    """The program itself: what `usina up` does, without a word."""
     parser = argparse.ArgumentParser()
     parser.add_argument("data_dir", type=Path)
     parser.add_argument("port", type=int)
     parser.add_argument("--database", default="")
     parser.add_argument("--no-local-host", dest="local_host", action="store_false")
-    run(Settings(**vars(parser.parse_args())), lambda settings, admin: None)
+    run(Settings(**vars(parser.parse_args(arguments))), lambda settings, admin: None)
 
 
 if __name__ == "__main__":
-    _main()
+    serve()
