@@ -35,7 +35,11 @@ async def add(
     if not 0.1 <= cpu_ratio <= 64:
         raise Invalid("cpu_ratio: must be between 0.1 and 64", field="cpu_ratio")
     options = dict(options or {})
-    context.house.plugins[driver].check(options)
+    try:
+        context.house.plugins[driver].check(options)
+    except Invalid as error:
+        field = f"options.{error.field}" if error.field else "options"
+        raise Invalid(f"options.{error.message}", field=field, detail=error.detail) from error
     id = context.house.ids.new("host")
     try:
         inventory = await context.house.hosts.probe(id, name, driver, options)

@@ -278,6 +278,8 @@ async def _check_possible(context: Context, spec: MachineSpec) -> None:
     """Refuse now what no host could ever hold, even empty. What is only full now waits its turn instead."""
     needs = needs_of(spec)
     empty = await context.house.near.empty_hosts(spec.host)
+    if not empty and spec.host is not None:
+        raise NotFound("host not found", field="host")
     if empty:
         found = place(empty, needs)
         if isinstance(found, Refusal):

@@ -30,17 +30,16 @@ _NUMBERS = {"cores", "memory", "disk", "numa_nodes", "gpus", "hugepages", "delay
 def check(options: Mapping[str, Any]) -> None:
     """Raises `Invalid` naming the option."""
     for name, value in options.items():
-        field = f"options.{name}"
         if name not in _OPTIONS:
-            raise Invalid(f"{field}: the fake driver has no such option", field=field)
+            raise Invalid(f"{name}: the fake driver has no such option", field=name)
         if name in _NUMBERS:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1 << 50:
-                raise Invalid(f"{field}: must be a number, not negative", field=field)
+                raise Invalid(f"{name}: must be a number, not negative", field=name)
         elif not isinstance(value, str) or len(value) > 1000:
-            raise Invalid(f"{field}: must be a text", field=field)
+            raise Invalid(f"{name}: must be a text", field=name)
     for name in ("cores", "numa_nodes"):
         if name in options and (options[name] < 1 or options[name] != int(options[name])):
-            raise Invalid(f"options.{name}: must be a whole number of at least 1", field=f"options.{name}")
+            raise Invalid(f"{name}: must be a whole number of at least 1", field=name)
 
 
 def open_host(settings: HostSettings) -> Driver:

@@ -30,9 +30,9 @@ def make(house: House) -> FastAPI:
         docs_url="/docs",
         redoc_url=None,
         openapi_url="/openapi.json",
+        max_body_size=door.BODY_LIMIT,
     )
     app.state.house = house
-    app.add_middleware(door.BodyLimit)
     app.add_exception_handler(UsinaError, door.on_usina_error)
     app.add_exception_handler(RequestValidationError, door.on_validation)
     app.add_exception_handler(HTTPException, door.on_http)

@@ -13,7 +13,6 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from usina.app.context import Context, House
 from usina.core import errors
@@ -24,6 +23,7 @@ from usina.facades.native.views import Problem, encode
 log = structlog.get_logger()
 
 BODY_LIMIT = 2 * 1024 * 1024
+"""Bytes of a request body, but for uploads."""
 _STATUS: list[tuple[type[errors.UsinaError], int, str]] = [
     (errors.Invalid, 422, "Invalid request"),
     (errors.Unauthenticated, 401, "Not authenticated"),
@@ -163,7 +163,7 @@ def _field(location: tuple[Any, ...]) -> str:
 
 async def on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    codes = {404: "not-found", 405: "method-not-allowed"}
+    codes = {404: "not-found", 405: "method-not-allowed", 413: "too-large"}
     response = _problem(error.status_code, "Not possible", str(error.detail), codes.get(error.status_code, "http"))
     for name, value in (error.headers or {}).items():
         response.headers[name] = value
@@ -181,37 +181,6 @@ async def on_crash(request: Request, error: Exception) -> Response:
         "internal",
         request_id=id,
     )
-
-
-class BodyLimit:
-    """Refuses bodies beyond the limit before they are read; uploads have a limit of their own."""
-
-    def __init__(self, app: ASGIApp, limit: int = BODY_LIMIT) -> None:
-        self._app, self._limit = app, limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].endswith("/content"):
-            await self._app(scope, receive, send)
-            return
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self._limit:
-            await self._refuse(scope, receive, send)
-            return
-        read = 0
-
-        async def counted() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > self._limit:
-                raise errors.TooLarge(f"the body is larger than {self._limit} bytes", field="body")
-            return message
-
-        await self._app(scope, counted, send)
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = errors.TooLarge(f"the body is larger than {self._limit} bytes", field="body")
-        await problem(error)(scope, receive, send)
 
 
 __all__ = [

@@ -157,7 +157,11 @@ _BYTES: dict[str, Any] = {
 
 
 @images_router.put(
-    "/{ref}/content", response_model=OffsetOut, summary="Upload (a part of) an image", openapi_extra=_BYTES
+    "/{ref}/content",
+    response_model=OffsetOut,
+    summary="Upload (a part of) an image",
+    openapi_extra=_BYTES,
+    max_body_size=1 << 50,
 )
 async def upload(
     context: Reader,

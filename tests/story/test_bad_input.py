@@ -1,0 +1,204 @@
+"""Bad input gets a clear error that names the field, and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from usina.testing.factory import Running
+from usina.testing.waiting import eventually
+
+Json = dict[str, Any]
+
+BAD_MACHINES: list[tuple[Json, int, str]] = [
+    ({"name": "../../etc/passwd"}, 422, "name"),
+    ({"name": "UPPER"}, 422, "name"),
+    ({"name": "a\x00b"}, 422, "name"),
+    ({"name": ""}, 422, "name"),
+    ({"name": "x" * 64}, 422, "name"),
+    ({"name": 7}, 422, "name"),
+    ({"cores": 0}, 422, "cores"),
+    ({"cores": -4}, 422, "cores"),
+    ({"cores": "2"}, 422, "cores"),
+    ({"cores": 1.5}, 422, "cores"),
+    ({"memory": -1}, 422, "memory"),
+    ({"memory": 1}, 422, "memory"),
+    ({"memory": (1 << 30) + 1}, 422, "memory"),
+    ({"memory": 1 << 70}, 422, "memory"),
+    ({"disk": 0}, 422, "disk"),
+    ({"disk": (1 << 30) + 1}, 422, "disk"),
+    ({"image": "nothing"}, 404, "image"),
+    ({"image": "img-00000000000000000000000000"}, 404, "image"),
+    ({"image": "../ready"}, 422, "image"),
+    ({"project": "nowhere"}, 404, "project"),
+    ({"interfaces": [{"network": "nowhere"}]}, 404, "interfaces[0].network"),
+    ({"interfaces": [{"address": "10.0.0.300"}]}, 422, "interfaces[0].address"),
+    ({"interfaces": [{"address": "8.8.8.8"}]}, 422, "interfaces[0].address"),
+    ({"interfaces": [{"mac": "52:54:00:00:00:01"}]}, 422, "interfaces[0].mac"),
+    ({"interfaces": [{}] * 9}, 422, "interfaces"),
+    ({"interfaces": [{"security_groups": ["nope"]}]}, 404, "interfaces[0].security_groups[0]"),
+    ({"volumes": ["nope"]}, 404, "volumes[0]"),
+    ({"ssh_keys": ["rm -rf /"]}, 422, "ssh_keys[0]"),
+    ({"ssh_keys": ["ssh-ed25519 AAAA\nssh-rsa BBBB"]}, 422, "ssh_keys[0]"),
+    ({"user_data": "x" * (64 * 1024 + 1)}, 413, "user_data"),
+    ({"hugepage": 12345}, 422, "hugepage"),
+    ({"queues": 3}, 422, "queues"),
+    ({"numa_nodes": 3}, 422, "numa_nodes"),
+    ({"firmware": "coreboot"}, 422, "firmware"),
+    ({"devices": [{"kind": "mdev"}]}, 422, "devices[0].mdev_type"),
+    ({"devices": [{"count": 0}]}, 422, "devices[0].count"),
+    ({"surprise": True}, 422, "surprise"),
+    ({"labels": {"a": "b" * 300}}, 422, "labels.a"),
+    ({"host": "nowhere"}, 404, "host"),
+]
+
+
+async def count(client: Any) -> int:
+    """Everything that could have changed, as one number: events tell of every change."""
+    return len((await client.get("/events?limit=1000")).json()["items"])
+
+
+@pytest.fixture
+async def quiet(factory: Running) -> AsyncIterator[Any]:
+    """A client, once the factory has come to rest."""
+    async with factory.client() as client:
+
+        async def rest() -> bool:
+            before = await count(client)
+            images = (await client.get("/networks")).json()["items"]
+            return all(one["phase"] == "ready" for one in images) and before == await count(client)
+
+        await eventually(rest)
+        yield client
+
+
+async def test_bad_machine_orders(factory: Running, quiet: Any) -> None:
+    before = await count(quiet)
+    for change, status, field in BAD_MACHINES:
+        answer = await quiet.post("/machines", json={"name": "m", "image": "ready"} | change)
+        assert answer.status_code == status, (change, answer.text)
+        assert answer.headers["content-type"] == "application/problem+json"
+        problem = answer.json()
+        assert problem["field"] == field, (change, problem)
+        assert problem["status"] == status
+        assert problem["detail"]
+    assert (await quiet.get("/machines")).json()["items"] == []
+    assert not any((await quiet.get("/quotas/main")).json()["used"].values())
+    assert await count(quiet) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "field"),
+    [
+        ("/networks", {"name": "n", "cidr": "8.8.8.0/24"}, 422, "cidr"),
+        ("/networks", {"name": "n", "cidr": "10.0.0.0/8"}, 422, "cidr"),
+        ("/networks", {"name": "n", "cidr": "10.1.2.3/24"}, 422, "cidr"),
+        ("/networks", {"name": "default"}, 409, "name"),
+        ("/volumes", {"name": "v", "size": -1}, 422, "size"),
+        ("/volumes", {"name": "v", "size": 1000}, 422, "size"),
+        ("/volumes", {"name": "v"}, 422, "size"),
+        ("/images", {"name": "i"}, 422, "recipe"),
+        ("/images", {"name": "i", "recipe": "windows"}, 422, "recipe"),
+        ("/images", {"name": "i", "recipe": "tiny", "upload": True}, 422, "recipe"),
+        ("/images", {"name": "i", "url": "file:///etc/passwd"}, 422, "url"),
+        ("/images", {"name": "i", "url": "http://user:pass@example.org/x"}, 422, "url"),
+        ("/images", {"name": "i", "url": "http://[::1"}, 422, "url"),
+        ("/images", {"name": "i", "upload": True, "sha256": "xyz"}, 422, "sha256"),
+        ("/security-groups", {"name": "g", "rules": [{"direction": "up"}]}, 422, "rules[0].direction"),
+        ("/security-groups", {"name": "g", "rules": [{"direction": "in", "ports": [1, 2]}]}, 422, "rules[0].ports"),
+        (
+            "/security-groups",
+            {"name": "g", "rules": [{"direction": "in", "protocol": "tcp", "ports": [9, 2]}]},
+            422,
+            "rules[0].ports",
+        ),
+        (
+            "/security-groups",
+            {"name": "g", "rules": [{"direction": "in", "remote": "1.2.3.4/40"}]},
+            422,
+            "rules[0].remote",
+        ),
+        ("/forwards", {"machine": "nope", "port": 22}, 404, None),
+        ("/forwards", {"machine": "nope", "port": 0}, 422, "port"),
+        ("/hosts", {"name": "h", "driver": "nope"}, 422, "driver"),
+        ("/hosts", {"name": "h", "driver": "fake", "options": {"colour": "red"}}, 422, "options.colour"),
+        ("/hosts", {"name": "h", "driver": "fake", "options": {"cores": -1}}, 422, "options.cores"),
+        (
+            "/hosts",
+            {"name": "h", "driver": "libvirt", "options": {"uri": "qemu+ext:///x?command=id"}},
+            422,
+            "options.uri",
+        ),
+        ("/members", {"name": "u", "roles": {"main": "king"}}, 422, "roles.main"),
+        ("/keys", {"name": "k", "expires_at": "tomorrow"}, 422, "expires_at"),
+        ("/keys", {"name": "k", "role": "king"}, 422, "role"),
+        ("/tenants", {"name": "main"}, 409, "name"),
+    ],
+)
+async def test_bad_orders_of_other_things(quiet: Any, path: str, body: Json, status: int, field: str | None) -> None:
+    before = await count(quiet)
+    answer = await quiet.post(path, json=body)
+    assert answer.status_code == status, answer.text
+    assert answer.json()["field"] == field
+    assert await count(quiet) == before
+
+
+async def test_bodies_beyond_the_limit_and_bodies_that_are_not_json(quiet: Any) -> None:
+    big = await quiet.post("/machines", content=b"x" * (3 << 20), headers={"Content-Type": "application/json"})
+    assert big.status_code == 413
+
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(300):
+            yield b" " * 10_000
+
+    stream = await quiet.post("/machines", content=endless(), headers={"Content-Type": "application/json"})
+    assert stream.status_code == 413
+    for content in (b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b'{"name": NaN}'):
+        answer = await quiet.post("/machines", content=content, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 422, (content, answer.text)
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("token", ["", "x", "usk-", "usk-a-b", "usk-../../x-y", "usk-" + "0" * 26 + "-" + "A" * 43])
+async def test_a_wrong_key_is_told_nothing(factory: Running, token: str) -> None:
+    async with factory.client(token or "-") as client:
+        answer = await client.get("/machines")
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+
+
+@pytest.mark.parametrize(
+    "path", ["/machines/..%2F..%2Fetc", "/machines/%00", "/machines/a%0Ab", "/nothing", "/machines/x/y/z"]
+)
+async def test_odd_paths(quiet: Any, path: str) -> None:
+    answer = await quiet.get(path)
+    assert answer.status_code in (404, 422)
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x", "cursor=../x", "phase=dancing", "name=A'--"])
+async def test_odd_queries_name_the_parameter(quiet: Any, query: str) -> None:
+    answer = await quiet.get(f"/machines?{query}")
+    assert answer.status_code == 422
+    assert answer.json()["field"] == query.split("=")[0]
+
+
+async def test_an_upload_that_is_not_an_image_is_refused_and_a_wrong_offset_told(quiet: Any) -> None:
+    image = (await quiet.post("/images", json={"name": "up", "upload": True})).json()
+    path = f"/images/{image['id']}"
+    sent = await quiet.put(f"{path}/content", content=b"#!/bin/sh\nrm -rf /\n" * 100)
+    assert sent.json() == {"offset": 1900}
+    wrong = await quiet.put(f"{path}/content", content=b"more", headers={"Upload-Offset": "5"})
+    assert (wrong.status_code, wrong.json()["data"]) == (409, {"offset": 1900})
+    assert (await quiet.get(f"{path}/content")).json() == {"offset": 1900}
+    assert (await quiet.post(f"{path}/complete", json={})).status_code == 202
+
+    async def phase() -> Json:
+        return dict((await quiet.get(path)).json())
+
+    failed = await eventually(phase, lambda one: one["phase"] == "failed")
+    assert any(not c["ok"] and "content" in c["message"] for c in failed["conditions"])
+    answer = await quiet.post("/machines", json={"name": "m", "image": "up"})
+    assert (answer.status_code, answer.json()["code"]) == (409, "image-failed")
