@@ -24,7 +24,7 @@ from usina.client import Client, FreshKey, Project, Resource, Tenant
 from usina.core.errors import Unauthenticated, Unavailable, UsinaError
 from usina.core.units import GiB, MiB
 
-LINES = "uname -a; hostname; head -1 /etc/os-release; cloud-init status --wait"
+LINES = "uname -a; hostname; head -1 /etc/os-release; cloud-init status --wait | tail -1"
 TINY_LINES = "uname -a; hostname; cat /proc/loadavg"
 PATIENCE = 900.0
 
@@ -83,13 +83,13 @@ class Demo:
         self.folder = self._folder(data_dir)
         site = self.site = self._stage(endpoint)
         tenant, project = self._people(site)
-        with self._ada(site, tenant, project) as ada_site:
-            image = self._image(site, project)
-            machine = self._machine(ada_site, image)
-            self._inside(ada_site, machine)
-            self._story(ada_site, machine)
-            if not self.keep:
-                self._end(ada_site, machine)
+        ada_site = self._ada(site, tenant, project)
+        image = self._image(site, project)
+        machine = self._machine(ada_site, image)
+        self._inside(ada_site, machine)
+        self._story(ada_site, machine)
+        if not self.keep:
+            self._end(ada_site, machine)
 
     # --- the stage
 
@@ -158,7 +158,7 @@ class Demo:
             ada = site.members.create("ada", tenant.id, ssh_keys=[public], roles={project.id: "member"})
             self.key = site.keys.create("demo", member=ada.id, project=project.id)
             say("role member in research; her key works in that project only")
-        return Client(site.endpoint, self.key.token, project=project.id)
+        return self.undo.enter_context(Client(site.endpoint, self.key.token, project=project.id))
 
     # --- machines
 
@@ -181,7 +181,7 @@ class Demo:
         with self.steps.step("As ada: ordering machine hello, 2 cores and 1GiB") as say:
             disk = max(2 * GiB, int(image.status.get("virtual_size") or 0))
             ordered = self.machine = ada.machines.create("hello", image.id, cores=2, memory=1024 * MiB, disk=disk)
-            self.undo.callback(self.steps.undoing, "deleting machine hello", lambda: self._drop_machine(ada, ordered))
+            self.undo.callback(self._drop_after_failure, ada, ordered)
             with progress.watching() as watcher:
                 machine = ada.wait(ordered, ["running"], timeout=PATIENCE, watch=watcher)
             card = machine.spec["interfaces"][0]
@@ -236,6 +236,10 @@ class Demo:
         if self.machine is not None:
             _gone(ada, ada.machines.delete(machine.id))
             self.machine = None
+
+    def _drop_after_failure(self, ada: Client, machine: Resource) -> None:
+        if self.machine is not None:
+            self.steps.undoing("deleting machine hello", lambda: self._drop_machine(ada, machine))
 
     def tell_why(self) -> None:
         """The story of what went wrong, if there is a machine to tell of; else the factory's last words."""

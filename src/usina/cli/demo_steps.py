@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from rich.text import Text
 
 from usina.cli import screen
-from usina.core.errors import UsinaError
 
 
 class Steps:
@@ -29,12 +28,10 @@ class Steps:
         console = screen.out()
         console.print(Text.assemble((f"{self._number:>2}  ", "bold cyan"), (title, "bold")), soft_wrap=True)
         yield said.append
-        took = f"{time.monotonic() - begun:5.1f} s"
-        for number, line in enumerate(said or [""]):
-            lead = took if number == len(said or [""]) - 1 else ""
-            console.print(
-                Text.assemble("    ", screen.clean(line), (f"  {lead}" if lead else "", "dim")), soft_wrap=True
-            )
+        lead = f"{time.monotonic() - begun:9.1f} s  "
+        for line in said:
+            console.print(Text.assemble((lead, "dim"), screen.clean(line)), soft_wrap=True)
+            lead = " " * len(lead)
 
     def undoing(self, what: str, undo: Callable[[], object]) -> None:
         """Undo one thing; what goes wrong is remembered, and the rest is undone all the same."""
@@ -46,13 +43,13 @@ class Steps:
         begun = time.monotonic()
         try:
             undo()
-        except (UsinaError, OSError) as error:
+        except Exception as error:
             self.problems.append(f"{what}: {error}")
             sign, style = "✘", "red"
         else:
             sign, style = "✔", "green"
-        took = f"  {time.monotonic() - begun:.1f} s"
-        screen.out().print(Text.assemble("    ", (sign, style), f" {what}", (took, "dim")), soft_wrap=True)
+        took = f"{time.monotonic() - begun:9.1f} s"
+        screen.out().print(Text.assemble((took, "dim"), "  ", (sign, style), f" {what}"), soft_wrap=True)
 
     def check(self, claim: str, holds: bool) -> None:
         """Something that must be so at the end."""

@@ -114,7 +114,7 @@ def ssh_command(
     if identity is not None:
         words += ["-i", str(identity), "-o", "IdentitiesOnly=yes"]
     words += ["-l", user, "--", machine.name]
-    return words + (["--", *command] if command else [])
+    return [*words, *command]
 
 
 def await_ssh(site: Client, machine: Resource, timeout: float) -> None:

@@ -36,7 +36,7 @@ class Watcher:
             self._status.update(line.append(screen.clean(sentence)[:120], style="dim"))
         elif self._aloud and resource.phase != self._phase and event is None:
             screen.say(f"{resource.title}: {resource.phase}")
-        self._phase = resource.phase
+            self._phase = resource.phase
 
     def tell(self, sentence: str) -> None:
         """Show a sentence that is in no story."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.panel import Panel
+from rich.rule import Rule
 from rich.text import Text
 
 from usina.cli import screen
@@ -70,19 +71,24 @@ def _roles(text: str) -> frozenset[str]:
 
 def announce(settings: Settings, admin: dict[str, str] | None) -> None:
     """Where the factory is and what to type next; the first key only when the site was founded just now."""
-    lines = Text()
-    lines.append(f"{settings.endpoint}\n" if "api" in settings.roles else "engine only: no door here\n", style="bold")
-    lines.append("data      ", style="dim").append(f"{settings.data_dir}\n")
     file = settings.data_dir / "admin.json"
-    if admin is not None:
-        lines.append("admin     ", style="dim").append(f"{file}\n")
-        lines.append("first key ", style="dim").append(admin["token"], style="bold yellow")
-        lines.append("  (shown once)\n", style="dim")
-    lines.append("\nnext, in another terminal\n", style="dim")
-    lines.append(f"  usina login {settings.endpoint} --admin-file {file}\n")
-    lines.append("  usina image create debian-12 --recipe debian-12\n")
-    lines.append("\nCtrl-C stops it; machines go on running", style="dim")
-    title = "Usina is up: a new site" if admin is not None else "Usina is up"
+    fresh = admin is not None
     console = screen.out()
-    console.print(Panel(lines, title=title, border_style="green", expand=False, padding=(1, 2)), soft_wrap=True)
+
+    def line(title: str, value: str, style: str = "") -> None:
+        console.print(Text.assemble((f"  {title:10}", "dim"), (value, style)), soft_wrap=True)
+
+    # Lines without a frame, so that what is long can be copied from any terminal.
+    console.print(Rule("Usina is up: a new site" if fresh else "Usina is up", style="green", align="left"), width=80)
+    line("address", settings.endpoint if "api" in settings.roles else "none: engine only", "bold")
+    line("data", str(settings.data_dir))
+    if admin is not None:
+        line("admin", str(file))
+        line("first key", admin["token"], "bold yellow")
+        line("", "shown this once; the file keeps it", "dim")
+    line("", "")
+    line("next, in another terminal", "")
+    console.print(f"    usina login {settings.endpoint} --admin-file {shlex.quote(str(file))}", soft_wrap=True)
+    console.print("    usina image create debian-12 --recipe debian-12", soft_wrap=True)
+    console.print(Rule("Ctrl-C stops it; machines go on running", style="green", align="left"), width=80)
     console.file.flush()
