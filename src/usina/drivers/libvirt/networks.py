@@ -32,7 +32,8 @@ class Networks:
             network.setAutostart(1)
         if not network.isActive():
             _bring_up(network)
-        _update_hosts(network, lambda present: merge_hosts(present, plan.hosts))
+        for live in (True, False):
+            _update_hosts(network, lambda present: merge_hosts(present, plan.hosts), live=live)
         Filters(self._conn, self._settings).ensure_shelter()
 
     def remove(self, handle: str) -> None:
@@ -44,11 +45,15 @@ class Networks:
             Filters(self._conn, self._settings).ensure_shelter()
 
     def forget_hosts(self, cards: Iterable[tuple[str, str]]) -> None:
-        """Drop the DHCP entries of cards, each given as network name and MAC address."""
+        """Drop the DHCP entries of cards, each given as network name and MAC address, from what is kept on disk.
+
+        A running network keeps them until their address or name is given to another card: any change to it makes
+        libvirt take down and put up all its firewall rules, seconds in which its guests reach nothing.
+        """
         for name, mac in cards:
             network = _missing_is_none(partial(self._conn.networkLookupByName, name))
             if network is not None:
-                _update_hosts(network, partial(without_host, mac=mac))
+                _update_hosts(network, partial(without_host, mac=mac), live=False)
 
     def _find(self, handle: str) -> libvirt.virNetwork | None:
         uuid = names.guest_uuid(self._settings.factory, handle)
@@ -73,18 +78,17 @@ def _bring_up(network: libvirt.virNetwork) -> None:
 
 
 def _update_hosts(
-    network: libvirt.virNetwork, change: Callable[[Mapping[str, HostEntry]], Mapping[str, HostEntry]]
+    network: libvirt.virNetwork, change: Callable[[Mapping[str, HostEntry]], Mapping[str, HostEntry]], *, live: bool
 ) -> None:
     """Delete before adding: two entries may not share an address or a name, not even for a moment."""
-    for live in (True, False) if network.isActive() else (False,):
-        present = read_hosts(network.XMLDesc(0 if live else libvirt.VIR_NETWORK_XML_INACTIVE))
-        wanted = change(present)
-        for mac, entry in present.items():
-            if wanted.get(mac) != entry:
-                _change(network, libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, entry, live)
-        for mac, entry in wanted.items():
-            if present.get(mac) != entry:
-                _change(network, libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, entry, live)
+    present = read_hosts(network.XMLDesc(0 if live else libvirt.VIR_NETWORK_XML_INACTIVE))
+    wanted = change(present)
+    for mac, entry in present.items():
+        if wanted.get(mac) != entry:
+            _change(network, libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, entry, live)
+    for mac, entry in wanted.items():
+        if present.get(mac) != entry:
+            _change(network, libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, entry, live)
 
 
 def _change(network: libvirt.virNetwork, command: int, entry: HostEntry, live: bool) -> None:
