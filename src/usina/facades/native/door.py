@@ -163,6 +163,8 @@ def _field(location: tuple[Any, ...]) -> str:
 
 async def on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # FastAPI's word for bytes that are not JSON at all
+        return _problem(422, "Invalid request", "body: not valid JSON", "invalid", "body")
     codes = {404: "not-found", 405: "method-not-allowed", 413: "too-large"}
     response = _problem(error.status_code, "Not possible", str(error.detail), codes.get(error.status_code, "http"))
     for name, value in (error.headers or {}).items():
