@@ -165,9 +165,9 @@ def found(folder: Path, nursery: Nursery) -> Iterator[Site]:
     for kind in ("networks", "security-groups"):
         until(lambda kind=kind: settled(factory, kind))
     yield Site(factory, project, host_id)
-    if not factory.alive:
-        factory.start()
-    factory.wipe()
+    if factory.alive:  # a case that failed may have left its fault armed
+        factory.kill()
+    factory.start().wipe()
     id = factory.id
     factory.stop()
     assert traces(id, factory.made) == set()
