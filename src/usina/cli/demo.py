@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from contextlib import ExitStack
@@ -38,6 +39,7 @@ def demo(
     endpoint: Annotated[
         str, typer.Option(help="Use this site instead, as the operator logged in.", metavar="URL")
     ] = "",
+    accelerator: Annotated[str, typer.Option(help="How guests run here: auto, kvm or tcg.")] = "auto",
     driver: Annotated[str, typer.Option(help="Driver of this machine.", hidden=True)] = "libvirt",
 ) -> None:
     """Show the whole of it on this machine, then clean up.
@@ -51,14 +53,14 @@ def demo(
       usina demo --keep --data-dir /tmp/factory
     """
     steps = Steps()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up then, too
     with ExitStack() as undo:
-        show = Demo(steps, undo, image, driver, keep)
+        show = Demo(steps, undo, image, driver, accelerator, keep)
         try:
             show.play(data_dir, endpoint)
-        except (KeyboardInterrupt, UsinaError):
+        except BaseException:
             show.tell_why()
             screen.say(Text("\ncleaning up after a failure", style="yellow"))
-            steps.failed = True
             raise
         if keep:
             undo.pop_all()
@@ -70,8 +72,9 @@ def demo(
 class Demo:
     """The play, scene by scene. The stage is `site` (the operator's eyes) and `ada_site` (the member's)."""
 
-    def __init__(self, steps: Steps, undo: ExitStack, image: str, driver: str, keep: bool) -> None:
-        self.steps, self.undo, self.recipe, self.driver, self.keep = steps, undo, image, driver, keep
+    def __init__(self, steps: Steps, undo: ExitStack, image: str, driver: str, accelerator: str, keep: bool) -> None:
+        self.steps, self.undo, self.recipe, self.keep = steps, undo, image, keep
+        self.driver, self.accelerator = driver, accelerator
         self.machine: Resource | None = None
         self.site: Client | None = None
         self.factory: OwnFactory | None = None
@@ -119,7 +122,8 @@ class Demo:
             site = factory.start()
             say(f"{factory.endpoint}, data in {factory.data_dir}")
         with self.steps.step("Taking this machine into service") as say:
-            options = {"uri": "qemu:///system" if os.geteuid() == 0 else "qemu:///session"}
+            uri = "qemu:///system" if os.geteuid() == 0 else "qemu:///session"
+            options = {"uri": uri, "accelerator": self.accelerator}
             host = site.hosts.add("local", self.driver, options if self.driver == "libvirt" else {})
             self.undo.callback(self.steps.undoing, "taking this machine out of service", lambda: self._drop_host(site))
             accelerator = host.facts.get("accelerator", "?")

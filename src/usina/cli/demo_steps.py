@@ -14,7 +14,6 @@ from usina.cli import screen
 class Steps:
     def __init__(self) -> None:
         self.problems: list[str] = []
-        self.failed = False
         self._number = 0
         self._begun = time.monotonic()
         self._undone = False
@@ -46,6 +45,7 @@ class Steps:
         except Exception as error:
             self.problems.append(f"{what}: {error}")
             sign, style = "✘", "red"
+            what = f"{what}: {error}"
         else:
             sign, style = "✔", "green"
         took = f"{time.monotonic() - begun:9.1f} s"

@@ -125,7 +125,8 @@ def await_ssh(site: Client, machine: Resource, timeout: float) -> None:
             now = site.machines.get(machine.id)
             watcher(now, None)
             if now.phase in _DOWN:
-                raise Conflict(f"machine {now.name} is {now.phase}; start it first", code="not-running")
+                verb = "resume" if now.phase == "suspended" else "start"
+                raise Conflict(f"machine {now.name} is {now.phase}; {verb} it first", code="not-running")
             if now.phase == "running":
                 watcher.tell("waiting for SSH to answer")
                 if answers(site, machine.id):

@@ -68,7 +68,7 @@ def settle(
     """Wait for what was ordered, if that is asked for; the resource as it is then."""
     if not wait:
         return ordered
-    with watching() as watcher:
+    with _standing(ordered), watching() as watcher:
         return site.wait(ordered, until, timeout=timeout, watch=watcher)
 
 
@@ -77,6 +77,16 @@ def leave(site: Client, leaving: Resource, wait: bool, timeout: float) -> None:
     if not wait:
         screen.done(f"{leaving.title} is going")
         return
-    with watching() as watcher:
+    with _standing(leaving), watching() as watcher:
         site.wait_gone(leaving, timeout=timeout, watch=watcher)
     screen.done(f"{leaving.title} is gone")
+
+
+@contextmanager
+def _standing(ordered: Resource) -> Iterator[None]:
+    """Ctrl-C ends the waiting, not the order; say so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        screen.warn(f"no longer waiting; the order stands: usina story {ordered.name} --follow")
+        raise
