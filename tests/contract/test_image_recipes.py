@@ -72,7 +72,7 @@ class Guest:
     async def says(self, words: str, limit: float) -> None:
         """Wait until the serial console showed `words`."""
         async with asyncio.timeout(limit):
-            while words not in self.console():  # noqa: ASYNC110 — a file tells nobody when it grows
+            while words not in self.console():
                 await asyncio.sleep(0.2)
 
     def press_power(self) -> None:

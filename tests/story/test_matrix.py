@@ -40,7 +40,7 @@ class Site:
 
 # (method, path) -> (least role in the own project, body). Braces are filled with the ids of a site.
 Body = Callable[[Site], Json] | None
-V, M, A, O = Role.VIEWER, Role.MEMBER, Role.ADMIN, Role.OPERATOR
+V, M, A, OP = Role.VIEWER, Role.MEMBER, Role.ADMIN, Role.OPERATOR
 TABLE: dict[tuple[str, str], tuple[Role, Body]] = {
     ("GET", "/v1/site"): (V, None),
     ("GET", "/v1/whoami"): (V, None),
@@ -91,9 +91,9 @@ TABLE: dict[tuple[str, str], tuple[Role, Body]] = {
     ("PATCH", "/v1/projects/{project}"): (A, lambda s: {"name": fresh("p")}),
     ("DELETE", "/v1/projects/{project}"): (A, None),
     ("GET", "/v1/tenants/{tenant}"): (V, None),
-    ("POST", "/v1/tenants"): (O, lambda s: {"name": fresh("t")}),
-    ("PATCH", "/v1/tenants/{tenant}"): (O, lambda s: {"name": fresh("t")}),
-    ("DELETE", "/v1/tenants/{tenant}"): (O, None),
+    ("POST", "/v1/tenants"): (OP, lambda s: {"name": fresh("t")}),
+    ("PATCH", "/v1/tenants/{tenant}"): (OP, lambda s: {"name": fresh("t")}),
+    ("DELETE", "/v1/tenants/{tenant}"): (OP, None),
     ("GET", "/v1/members/{member}"): (A, None),
     ("POST", "/v1/members"): (A, lambda s: {"name": fresh("u"), "tenant": s.tenant}),
     ("PATCH", "/v1/members/{member}"): (A, lambda s: {"email": "a@b.example"}),
@@ -106,16 +106,16 @@ TABLE: dict[tuple[str, str], tuple[Role, Body]] = {
     ("GET", "/v1/quotas/{project}"): (V, None),
     ("PUT", "/v1/quotas/{project}"): (A, lambda s: {"gpus": 5}),
     # the site's own
-    ("GET", "/v1/hosts"): (O, None),
-    ("POST", "/v1/hosts"): (O, lambda s: {"name": fresh("h"), "driver": "fake"}),
-    ("GET", "/v1/hosts/{host}"): (O, None),
-    ("GET", "/v1/hosts/{host}/claims"): (O, None),
-    ("POST", "/v1/hosts/{host}/cordon"): (O, None),
-    ("POST", "/v1/hosts/{host}/enable"): (O, None),
-    ("POST", "/v1/hosts/{empty}/drain"): (O, None),
-    ("POST", "/v1/hosts/{host}/devices/{device}/cordon"): (O, None),
-    ("POST", "/v1/hosts/{host}/devices/{device}/enable"): (O, None),
-    ("DELETE", "/v1/hosts/{host}"): (O, None),
+    ("GET", "/v1/hosts"): (OP, None),
+    ("POST", "/v1/hosts"): (OP, lambda s: {"name": fresh("h"), "driver": "fake"}),
+    ("GET", "/v1/hosts/{host}"): (OP, None),
+    ("GET", "/v1/hosts/{host}/claims"): (OP, None),
+    ("POST", "/v1/hosts/{host}/cordon"): (OP, None),
+    ("POST", "/v1/hosts/{host}/enable"): (OP, None),
+    ("POST", "/v1/hosts/{empty}/drain"): (OP, None),
+    ("POST", "/v1/hosts/{host}/devices/{device}/cordon"): (OP, None),
+    ("POST", "/v1/hosts/{host}/devices/{device}/enable"): (OP, None),
+    ("DELETE", "/v1/hosts/{host}"): (OP, None),
     # lists: everybody may ask; what is in them is tested apart
     ("GET", "/v1/machines"): (V, None),
     ("GET", "/v1/volumes"): (V, None),
@@ -235,7 +235,8 @@ async def first_status(factory: Running, request: Any) -> int:
     status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     scope = {
         "type": "http", "method": "GET", "path": request.url.path, "raw_path": request.url.raw_path, "root_path": "",
-        "query_string": request.url.query, "headers": [(k.lower(), v) for k, v in request.headers.raw], "http_version": "1.1", "scheme": "http",
+        "query_string": request.url.query, "headers": [(k.lower(), v) for k, v in request.headers.raw],
+        "http_version": "1.1", "scheme": "http",
         "server": ("factory", 80), "client": ("test", 1),
     }  # fmt: skip
 
@@ -270,9 +271,9 @@ async def test_every_route_for_every_role_in_own_and_foreign_projects(factory: R
         assert await call(factory, own, method, path, None) == 401, (method, path, "nobody")
         for word in ("viewer", "member", "admin"):
             status = await call(factory, foreign, method, path, own.tokens[word])
-            public = path in ("/v1/site", "/v1/whoami") or normalised(path) in (
+            public = path in ("/v1/site", "/v1/whoami") or (normalised(path) in (
                 "/v1/projects", "/v1/tenants", "/v1/members", "/v1/keys"
-            ) and method == "GET"  # fmt: skip
+            ) and method == "GET")  # fmt: skip
             if public:
                 assert status == 200, (method, path, word, "foreign")
             elif least is not Role.OPERATOR:

@@ -107,9 +107,7 @@ async def test_a_download_becomes_an_image(tmp_path: Path) -> None:
     told: list[float] = []
     with serving() as (url, server):
         images = library(tmp_path)
-        files = await images.fetch(
-            IMAGE, f"{url}/disk", DIGEST, lambda share, _: told.append(share), limit=8 * MiB
-        )
+        files = await images.fetch(IMAGE, f"{url}/disk", DIGEST, lambda share, _: told.append(share), limit=8 * MiB)
         assert files == await images.fetch(IMAGE, f"{url}/disk", DIGEST, limit=8 * MiB)
     assert (files.digest, files.format, files.virtual_size) == (DIGEST, "raw", len(DISK))
     assert Path(files.disk).read_bytes() == DISK

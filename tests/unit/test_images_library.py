@@ -208,9 +208,7 @@ async def test_a_cancelled_build_leaves_nothing(images: ImageLibrary, shelf: dic
 
     async def endless(folder: Path, shop: Workshop) -> ImageFiles:
         script = 'touch "$1/dirt"; sleep 1000 & echo $!; wait'
-        await shop.run(
-            "sh", "-c", script, "sh", shop.place, on_line=lambda line: started.put_nowait(int(line))
-        )
+        await shop.run("sh", "-c", script, "sh", shop.place, on_line=lambda line: started.put_nowait(int(line)))
         raise AssertionError
 
     shelf["fake"] = fake(endless)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Iterator
 
 from usina.core.errors import Conflict
@@ -18,6 +19,8 @@ class Addresses:
         self._taken: dict[str, set[str]] = {}
         self._order: dict[str, Iterator[str]] = {}
         self._reading = asyncio.Lock()
+        # Control planes begin their search at different places, so that they seldom guess the same.
+        self._seed = secrets.token_hex(4)
 
     async def pick(self, network: str, cidr: str) -> str:
         """An address that is probably free. Raises `Conflict` when the network is full."""
@@ -34,7 +37,7 @@ class Addresses:
         async with self._reading:
             if fresh or network not in self._taken:
                 self._taken[network] = set(await self._store.resources.users_of(network))
-                self._order[network] = candidates(cidr, network)
+                self._order[network] = candidates(cidr, network + self._seed)
 
     def forget(self, network: str) -> None:
         """Read it again at the next pick (a guess was wrong, or the network is gone)."""

@@ -152,6 +152,11 @@ class FactoryProcess:
             self.made.append(found["id"])
         return dict(found)
 
+    def text(self, path: str, token: str = "") -> str:
+        """What is at `path`, as text."""
+        answer = self._http.get(f"/api/v1{path}", headers={"Authorization": f"Bearer {token or self.token}"})
+        return answer.raise_for_status().text
+
     def phase(self, path: str, *phases: str, limit: float = 30.0, token: str = "") -> Json:
         """Wait until what is at `path` has settled its newest wish in one of `phases`."""
 

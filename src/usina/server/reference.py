@@ -1,0 +1,54 @@
+"""Reference pages written from the code itself: ``python -m usina.server.reference`` renews ``docs/reference``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from usina.server import discovery
+
+
+def drivers_page() -> str:
+    """Every driver that discovery finds, with its options."""
+    lines = ["# Drivers", "", "Written from the plugins; see `usina host add --help`.", ""]
+    for name, plugin in sorted(discovery.drivers().plugins.items()):
+        lines += [f"## {name}", "", plugin.summary, "", "| option | meaning |", "|---|---|"]
+        lines += [f"| `{option}` | {meaning} |" for option, meaning in plugin.options.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def openapi_document() -> dict[str, Any]:
+    """The native door's OpenAPI document, without a factory."""
+    from usina.facades.native.api import make
+
+    class Nowhere:
+        plugins: dict[str, Any] = {}
+        recipes: dict[str, str] = {}
+
+    return make(Nowhere()).openapi()  # type: ignore[arg-type]
+
+
+def api_page() -> str:
+    """Every route, with what it does."""
+    lines = ["# The native API", "", "Written from the OpenAPI document, which is served at `/api/openapi.json`.", ""]
+    lines += ["| method | path | what it does |", "|---|---|---|"]
+    for path, item in openapi_document()["paths"].items():
+        lines += [f"| {method.upper()} | `/api{path}` | {op['summary']} |" for method, op in item.items()]
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {"drivers.md": drivers_page, "api.md": api_page}
+
+
+def write(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, page in PAGES.items():
+        (folder / name).write_text(page())
+    (folder / "openapi.json").write_text(json.dumps(openapi_document(), indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/reference"))
