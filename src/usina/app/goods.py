@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from usina.app.context import Context
-from usina.app.machines import expect
+from usina.app.machine_changes import expect
 from usina.core import network as net
 from usina.core.errors import Conflict, Invalid
 from usina.core.goods import (

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
 from usina.app.context import Context
-from usina.app.machines import expect
+from usina.app.machine_changes import expect
 from usina.core.errors import Conflict, Invalid
 from usina.core.goods import Image, ImageSpec, ImageStatus, Source, Visibility
 from usina.core.names import check_labels, check_member_name, check_name

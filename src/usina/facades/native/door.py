@@ -18,7 +18,7 @@ from usina.app.context import Context, House
 from usina.core import errors
 from usina.core.tenancy import Actor
 from usina.facades.native.models import REF
-from usina.facades.native.views import Problem, encode
+from usina.facades.native.views import encode
 
 log = structlog.get_logger()
 
@@ -183,16 +183,3 @@ async def on_crash(request: Request, error: Exception) -> Response:
         "internal",
         request_id=id,
     )
-
-
-__all__ = [
-    "BodyLimit",
-    "Caller",
-    "Cursor",
-    "IfMatch",
-    "Limit",
-    "Problem",
-    "ProjectQuery",
-    "Reader",
-    "RefPath",
-]

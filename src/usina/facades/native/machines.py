@@ -7,7 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 from starlette.responses import Response
 
-from usina.app import access, machines, resources
+from usina.app import access, machine_changes, machines, resources
+from usina.app.machine_parts import CardOrder
 from usina.app.resources import Filter
 from usina.core.capacity import DeviceRequest
 from usina.core.machine import Power
@@ -60,8 +61,8 @@ async def create(context: Caller, body: MachineIn) -> Response:
     return one(await machines.create(context, order), 201)
 
 
-def _card(card: CardIn) -> machines.CardOrder:
-    return machines.CardOrder(card.network, tuple(card.security_groups), card.address)
+def _card(card: CardIn) -> CardOrder:
+    return CardOrder(card.network, tuple(card.security_groups), card.address)
 
 
 @router.get("", response_model=ResourcePage, summary="List machines")
@@ -87,7 +88,7 @@ async def show(context: Reader, ref: RefPath, project: ProjectQuery = None) -> R
 async def change(
     context: Reader, ref: RefPath, body: MachineChange, if_match: IfMatch, project: ProjectQuery = None
 ) -> Response:
-    changed = await machines.resize(
+    changed = await machine_changes.resize(
         context,
         ref,
         project,
@@ -108,28 +109,28 @@ async def delete(context: Reader, ref: RefPath, if_match: IfMatch, project: Proj
 
 @router.post("/{ref}/start", status_code=202, response_model=ResourceOut, summary="Start")
 async def start(context: Reader, ref: RefPath, if_match: IfMatch, project: ProjectQuery = None) -> Response:
-    return one(await machines.power(context, ref, Power.ON, project, if_match), 202)
+    return one(await machine_changes.power(context, ref, Power.ON, project, if_match), 202)
 
 
 @router.post("/{ref}/stop", status_code=202, response_model=ResourceOut, summary="Stop")
 async def stop(context: Reader, ref: RefPath, if_match: IfMatch, project: ProjectQuery = None) -> Response:
     """Asks the guest to power off; pulls the plug after 30 seconds."""
-    return one(await machines.power(context, ref, Power.OFF, project, if_match), 202)
+    return one(await machine_changes.power(context, ref, Power.OFF, project, if_match), 202)
 
 
 @router.post("/{ref}/suspend", status_code=202, response_model=ResourceOut, summary="Suspend")
 async def suspend(context: Reader, ref: RefPath, if_match: IfMatch, project: ProjectQuery = None) -> Response:
-    return one(await machines.power(context, ref, Power.SUSPENDED, project, if_match), 202)
+    return one(await machine_changes.power(context, ref, Power.SUSPENDED, project, if_match), 202)
 
 
 @router.post("/{ref}/resume", status_code=202, response_model=ResourceOut, summary="Resume")
 async def resume(context: Reader, ref: RefPath, if_match: IfMatch, project: ProjectQuery = None) -> Response:
-    return one(await machines.power(context, ref, Power.ON, project, if_match), 202)
+    return one(await machine_changes.power(context, ref, Power.ON, project, if_match), 202)
 
 
 @router.post("/{ref}/reboot", status_code=202, response_model=ResourceOut, summary="Reboot")
 async def reboot(context: Reader, ref: RefPath, if_match: IfMatch, project: ProjectQuery = None) -> Response:
-    return one(await machines.reboot(context, ref, project, if_match), 202)
+    return one(await machine_changes.reboot(context, ref, project, if_match), 202)
 
 
 @router.post("/{ref}/rebuild", status_code=202, response_model=ResourceOut, summary="Rebuild from an image")
@@ -137,14 +138,14 @@ async def rebuild(
     context: Reader, ref: RefPath, body: RebuildIn, if_match: IfMatch, project: ProjectQuery = None
 ) -> Response:
     """A fresh root disk. What was on the old one, and its snapshots, are lost."""
-    return one(await machines.rebuild(context, ref, project, body.image, if_match), 202)
+    return one(await machine_changes.rebuild(context, ref, project, body.image, if_match), 202)
 
 
 @router.post("/{ref}/snapshots", status_code=202, response_model=ResourceOut, summary="Take a snapshot")
 async def snapshot(
     context: Reader, ref: RefPath, body: SnapshotIn, if_match: IfMatch, project: ProjectQuery = None
 ) -> Response:
-    return one(await machines.snapshot(context, ref, body.name, project, if_match), 202)
+    return one(await machine_changes.snapshot(context, ref, body.name, project, if_match), 202)
 
 
 @router.post(
@@ -156,42 +157,42 @@ async def snapshot(
 async def restore(
     context: Reader, ref: RefPath, snapshot: SnapshotPath, if_match: IfMatch, project: ProjectQuery = None
 ) -> Response:
-    return one(await machines.restore(context, ref, snapshot, project, if_match), 202)
+    return one(await machine_changes.restore(context, ref, snapshot, project, if_match), 202)
 
 
 @router.delete("/{ref}/snapshots/{snapshot}", status_code=202, response_model=ResourceOut, summary="Give up a snapshot")
 async def drop_snapshot(
     context: Reader, ref: RefPath, snapshot: SnapshotPath, if_match: IfMatch, project: ProjectQuery = None
 ) -> Response:
-    return one(await machines.drop_snapshot(context, ref, snapshot, project, if_match), 202)
+    return one(await machine_changes.drop_snapshot(context, ref, snapshot, project, if_match), 202)
 
 
 @router.post("/{ref}/volumes", status_code=202, response_model=ResourceOut, summary="Attach a volume")
 async def attach_volume(
     context: Reader, ref: RefPath, body: AttachIn, if_match: IfMatch, project: ProjectQuery = None
 ) -> Response:
-    return one(await machines.attach_volume(context, ref, body.volume, project, if_match), 202)
+    return one(await machine_changes.attach_volume(context, ref, body.volume, project, if_match), 202)
 
 
 @router.delete("/{ref}/volumes/{volume}", status_code=202, response_model=ResourceOut, summary="Detach a volume")
 async def detach_volume(
     context: Reader, ref: RefPath, volume: VolumePath, if_match: IfMatch, project: ProjectQuery = None
 ) -> Response:
-    return one(await machines.detach_volume(context, ref, volume, project, if_match), 202)
+    return one(await machine_changes.detach_volume(context, ref, volume, project, if_match), 202)
 
 
 @router.post("/{ref}/interfaces", status_code=202, response_model=ResourceOut, summary="Attach an interface")
 async def attach_interface(
     context: Reader, ref: RefPath, body: CardIn, if_match: IfMatch, project: ProjectQuery = None
 ) -> Response:
-    return one(await machines.attach_interface(context, ref, _card(body), project, if_match), 202)
+    return one(await machine_changes.attach_interface(context, ref, _card(body), project, if_match), 202)
 
 
 @router.delete("/{ref}/interfaces/{mac}", status_code=202, response_model=ResourceOut, summary="Detach an interface")
 async def detach_interface(
     context: Reader, ref: RefPath, mac: MacPath, if_match: IfMatch, project: ProjectQuery = None
 ) -> Response:
-    return one(await machines.detach_interface(context, ref, mac, project, if_match), 202)
+    return one(await machine_changes.detach_interface(context, ref, mac, project, if_match), 202)
 
 
 @router.get(

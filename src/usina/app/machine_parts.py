@@ -1,0 +1,135 @@
+"""What a machine is made of, looked up for an order and reserved with it: image, cards, volumes, a place to be."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from usina.app.context import Context
+from usina.core import network as net
+from usina.core.errors import Conflict, Invalid, NotFound, Refused
+from usina.core.goods import Image
+from usina.core.grant import Grant
+from usina.core.machine import (
+    Interface,
+    MachineSpec,
+)
+from usina.core.machine_decide import needs_of
+from usina.core.resource import Kind, Phase
+from usina.core.tenancy import Project
+from usina.placement import Refusal, place
+from usina.store.work import Work, missing
+
+DEFAULT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class CardOrder:
+    network: str = DEFAULT
+    security_groups: tuple[str, ...] = (DEFAULT,)
+    address: str | None = None
+
+
+class AddressTaken(Conflict):
+    code = "address-taken"
+
+    def __init__(self, network: str, address: str, asked: bool) -> None:
+        super().__init__(f"address {address} is taken", field="interfaces")
+        self.network, self.asked = network, asked
+
+
+async def image_for(context: Context, project: Project, ref: str) -> Image:
+    """An image this project may use: its own, its tenant's shared ones, public ones."""
+    image = await context.house.near.image(project, ref)
+    if image is None or image.deleting:
+        raise NotFound("image not found", field="image")
+    if image.phase is Phase.FAILED:
+        raise Conflict(f"image {image.name} could not be made", field="image", code="image-failed")
+    return image
+
+
+async def card_for(
+    context: Context,
+    work: Work,
+    project: Project,
+    grant: Grant,
+    machine: str,
+    hostname: str,
+    number: int,
+    card: CardOrder,
+) -> Interface:
+    where = f"interfaces[{number}]"
+    network = await context.house.near.of(project, Kind.NETWORK, card.network, f"{where}.network")
+    cidr = network.spec.cidr
+    if card.address is None:
+        address = await context.house.addresses.pick(network.id, cidr)
+    else:
+        address = _own_address(cidr, card.address, f"{where}.address")
+    groups = []
+    for position, ref in enumerate(card.security_groups):
+        group = await context.house.near.of(project, Kind.SECURITY_GROUP, ref, f"{where}.security_groups[{position}]")
+        groups.append(group.id)
+    mac = net.mac_of(machine, number)
+    taken = AddressTaken(network.id, address, asked=card.address is not None)
+    work.reserve(f"use:{network.id}", address, machine, grant, lambda: taken, alive=network.id)
+    known = Conflict(f"hostname: {hostname!r} is in use on this network", field="hostname", code="name-taken")
+    work.reserve(f"dns:{network.id}", hostname, machine, grant, lambda: known)
+    for group_id in dict.fromkeys(groups):
+        work.reserve(
+            f"use:{group_id}",
+            f"{machine}/{mac}",
+            machine,
+            grant,
+            missing("security group", f"{where}.security_groups"),
+            alive=group_id,
+        )
+    return Interface(network.id, mac, address, tuple(dict.fromkeys(groups)))
+
+
+def _own_address(cidr: str, address: str, field: str) -> str:
+    try:
+        wanted = ipaddress.IPv4Address(address)
+    except ValueError:
+        raise Invalid(f"{field}: {address!r} is not an IPv4 address", field=field) from None
+    network = ipaddress.IPv4Network(cidr)
+    if wanted not in network or wanted in (network[0], network[1], network[-1]):
+        raise Invalid(f"{field}: must be a free address of {cidr} (not the gateway)", field=field)
+    return str(wanted)
+
+
+async def volumes_for(
+    context: Context, work: Work, project: Project, grant: Grant, machine: str, refs: tuple[str, ...]
+) -> tuple[tuple[str, ...], str | None]:
+    """The volumes by id, reserved for the machine, and the host they lie on."""
+    ids: list[str] = []
+    home: str | None = None
+    for number, ref in enumerate(refs):
+        where = f"volumes[{number}]"
+        volume = await context.house.near.of(project, Kind.VOLUME, ref, where)
+        if volume.provider is None or volume.phase is not Phase.READY:
+            raise Conflict(f"{where}: volume {volume.name} is not ready yet", field=where, code="not-ready")
+        if home not in (None, volume.provider):
+            raise Conflict(f"{where}: the volumes lie on different hosts", field=where, code="apart")
+        home = volume.provider
+        attach(work, volume.id, machine, grant, where)
+        ids.append(volume.id)
+    if len(set(ids)) != len(ids):
+        raise Invalid("volumes: named twice", field="volumes")
+    return tuple(ids), home
+
+
+def attach(work: Work, volume: str, machine: str, grant: Grant, field: str = "volume") -> None:
+    taken = Conflict(f"{field}: the volume is attached already", field=field, code="attached")
+    work.reserve(f"use:{volume}", "attached", machine, grant, lambda: taken, alive=volume)
+
+
+async def check_possible(context: Context, spec: MachineSpec) -> None:
+    """Refuse now what no host could ever hold, even empty. What is only full now waits its turn instead."""
+    needs = needs_of(spec)
+    empty = await context.house.near.empty_hosts(spec.host)
+    if not empty and spec.host is not None:
+        raise NotFound("host not found", field="host")
+    if empty:
+        found = place(empty, needs)
+        if isinstance(found, Refusal):
+            raise Refused(f"no host can ever hold this: {found.message}", data={"reasons": dict(found.reasons)})
