@@ -23,8 +23,9 @@ h1{{font-size:2.2rem;margin:0}}code,pre{{background:#f2f4f7;border-radius:6px;pa
 pre{{padding:1rem;overflow:auto}}a{{color:#0b5fff}}small{{color:#667}}</style>
 <h1>Usina</h1><p>This is a factory. It answers at <code>{endpoint}</code>.</p>
 <pre>usina login {endpoint} --token usk-…
+usina image create debian-12 --recipe debian-12
 usina machine create hello --image debian-12
-usina machine ssh hello</pre>
+usina ssh hello</pre>
 <p><a href="/api/docs">API</a> · <a href="/api/openapi.json">OpenAPI 3.1</a> · <a href="/healthz">Health</a></p>
 <small>version {version}</small></html>"""
 

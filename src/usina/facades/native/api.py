@@ -7,12 +7,14 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
 
 from usina import __version__
 from usina.app.context import House
 from usina.core.errors import UsinaError
 from usina.facades.native import door, events, goods, hosts, identity, machines, streams
+from usina.facades.native.pages import reference
 from usina.facades.native.views import Problem, SignOut, reply
 
 _ABOUT = """One control plane for machines, networks, images and their owners.
@@ -27,7 +29,7 @@ def make(house: House) -> FastAPI:
         title="Usina",
         version=__version__,
         description=_ABOUT,
-        docs_url="/docs",
+        docs_url=None,  # ours, below: theirs would load scripts from elsewhere
         redoc_url=None,
         openapi_url="/openapi.json",
         max_body_size=door.BODY_LIMIT,
@@ -53,6 +55,11 @@ def make(house: House) -> FastAPI:
     for router in routers:
         app.include_router(router, prefix="/v1")
     _describe(app)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> Response:
+        return HTMLResponse(reference(app.openapi(), str(request.scope.get("root_path", ""))))
+
     return app
 
 
