@@ -153,9 +153,9 @@ def test_its_network_has_a_gateway_and_names(one: Guest) -> None:
 
 def test_a_stranger_is_not_let_in(one: Guest, other: Guest) -> None:
     """A member of another tenant finds no such machine; the right door with the wrong key stays shut."""
-    with websocket(one.factory, f"{one.path}/tunnel?port=22", other.token) as socket:
-        with pytest.raises(ConnectionClosed) as refusal:
-            socket.recv(10)
+    door = websocket(one.factory, f"{one.path}/tunnel?port=22", other.token)
+    with door, pytest.raises(ConnectionClosed) as refusal:
+        door.recv(10)
     assert refusal.value.rcvd is not None
     assert refusal.value.rcvd.code == 4404
     with tunnel(one.factory, one.id, token=one.token) as port:
