@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.panel import Panel
 from rich.text import Text
 
 from usina.cli import config, machine_inside, progress, screen, story
@@ -258,12 +257,15 @@ class Demo:
 
     def hand_over(self) -> None:
         assert self.key is not None and self.site is not None
-        lines = Text("everything was left running; as ada\n\n", style="dim")
-        lines.append(f"  usina login {self.site.endpoint} --token {self.key.token}\n", style="default")
-        lines.append(f"  usina ssh hello -i {self.folder / 'id_ed25519'}\n", style="default")
+        lines = [
+            "everything was left running; go on as ada:",
+            f"  usina login {self.site.endpoint} --token {self.key.token}",
+            f"  usina ssh hello -i {self.folder / 'id_ed25519'}",
+        ]
         if self.factory is not None:
-            lines.append(f"\nto stop the factory: kill {self.factory.pid}")
-        screen.out().print(Panel(lines, border_style="green", expand=False), soft_wrap=True)
+            lines.append(f"to stop the factory: kill {self.factory.pid}")
+        for line in lines:
+            screen.out().print(line, soft_wrap=True)
 
     def verdict(self) -> None:
         """The last line. Raises `typer.Exit` when something was left behind."""

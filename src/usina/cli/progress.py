@@ -34,6 +34,8 @@ class Watcher:
             took = Text(f" {time.monotonic() - self._begun:.0f}s ", style="dim")
             line = Text.assemble(screen.clean(resource.title), " ", screen.phase(resource.phase), took)
             self._status.update(line.append(screen.clean(sentence)[:120], style="dim"))
+        elif self._aloud and event is not None and event.kind.endswith((".refused", ".failed")):
+            screen.say(f"{resource.title}: {event.text}")
         elif self._aloud and resource.phase != self._phase and event is None:
             screen.say(f"{resource.title}: {resource.phase}")
             self._phase = resource.phase
