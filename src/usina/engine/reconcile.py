@@ -18,7 +18,7 @@ from usina.core.clock import Clock
 from usina.core.errors import Stale, Unavailable
 from usina.core.event import Event
 from usina.core.grant import Lease
-from usina.core.lifecycle import Answer, Apply, Decision, Forget, Place, Step, pause
+from usina.core.lifecycle import Answer, Apply, AttachInterface, Decision, Define, Forget, Place, Rebuild, Step, pause
 from usina.core.machine_decide import LOOK_AGAIN
 from usina.core.quota import amounts_of
 from usina.core.resource import AnyResource, Kind, Phase, with_condition
@@ -39,6 +39,7 @@ ROUNDS = 24  # looks per lease; a resource that needs more is leased again
 PARALLEL = 256
 POLL = 0.5  # seconds between sweeps for what no hint announced
 SLOW = 0.5  # seconds after which a step is told at once
+_BRINGING = (Define, Rebuild, AttachInterface)
 GIVE_UP = 8  # failed tries before a wish is called failed (never for deletions)
 
 
@@ -182,6 +183,8 @@ class Reconciler:
             work.observe(job.resource, job.lease, due=self._now(), keep=True)
             await work.commit()
 
+        if isinstance(step, _BRINGING) and job.resource.generation > 1:
+            await self._bring(job, hand)
         fault(f"before:{word}")
         await hand.do(step, job.resource, job.held, report)
         fault(f"after:{word}")
@@ -192,6 +195,14 @@ class Reconciler:
         if took > SLOW:
             await self._tell(job)
         return True
+
+    async def _bring(self, job: Job, hand: Hand) -> None:
+        """A changed wish may bring another network or image to the provider: note it first, as placing does."""
+        if job.held.claim is not None:
+            work = self._store.work()
+            for one in hand.presences(job.resource):
+                work.note_presence(job.held.claim.provider, one, job.lease)
+            await work.commit()
 
     async def _tell(self, job: Job) -> None:
         """Write the steps told so far; quick ones wait for the next record of their resource."""
