@@ -48,6 +48,10 @@ TABLE: dict[tuple[str, str], tuple[Role, Body]] = {
     ("GET", "/v1/machines/{machine}"): (V, None),
     ("GET", "/v1/machines/{machine}/console-log"): (V, None),
     ("POST", "/v1/machines"): (M, lambda s: {"name": fresh(), "image": s.things["image"], "project": s.project}),
+    ("POST", "/v1/machines/batch"): (
+        M,
+        lambda s: {"name": fresh(), "image": s.things["image"], "project": s.project, "count": 2},
+    ),
     ("PATCH", "/v1/machines/{machine}"): (M, lambda s: {"cores": 2}),
     ("DELETE", "/v1/machines/{machine}"): (M, None),
     ("POST", "/v1/machines/{machine}/start"): (M, None),

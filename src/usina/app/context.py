@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from usina.ports.driver import DriverPlugin
 from usina.ports.fleet import Hosts
 from usina.ports.library import Library
 from usina.store.store import Store
-from usina.store.work import RepeatedRequest, Work
+from usina.store.work import Work
 
 
 @dataclass(frozen=True)
@@ -129,37 +129,40 @@ class Context:
 
     # --- orders
 
-    async def repeated(self, request: Any) -> AnyResource | None:
-        """The resource that an earlier order with this idempotency key made. Raises `Conflict` if it asked for
-        something else, `NotFound` if it is gone."""
+    async def repeated(self, request: Any) -> list[AnyResource] | None:
+        """What an earlier order with this idempotency key made. Raises `Conflict` if it asked for something else,
+        `NotFound` if it is gone."""
         if self.request_key is None:
             return None
         earlier = await self.store.resources.request(self.actor.member, self.request_key)
         if earlier is None:
             return None
-        digest, id = earlier
+        digest, made = earlier
         if digest != _digest(request):
-            raise Conflict(
-                "this Idempotency-Key was used for another request",
-                field="Idempotency-Key",
-                code="reused-key",
-            )
-        found = await self.store.resources.get(id)
-        if found is None:
+            message = "this Idempotency-Key was used for another request"
+            raise Conflict(message, field="Idempotency-Key", code="reused-key")
+        ids = made.split(",")
+        found = await self.store.resources.get_many(ids)
+        if len(found) < len(ids):
             raise NotFound("what this Idempotency-Key ordered was deleted since", field="Idempotency-Key")
-        return found
+        return [found[id] for id in ids]
 
-    def order(self, work: Work, resource: AnyResource, request: Any, grant: Grant, *, due: bool = True) -> None:
-        """Write an order: the resource, its name, its quota, its idempotency key, its first event."""
+    def remember(self, work: Work, made: Sequence[AnyResource], request: Any, grant: Grant) -> None:
+        """Tie the idempotency key, if there is one, to what the order makes."""
+        if self.request_key is not None:
+            ids = ",".join(resource.id for resource in made)
+            work.remember(self.actor.member, self.request_key, _digest(request), ids, self.now, grant)
+
+    def order(self, work: Work, resource: AnyResource, grant: Grant) -> None:
+        """Write an order: the resource, its name, its quota, its first event."""
         what = resource.kind.value.replace("_", " ")
         taken = Conflict(f"{what} {resource.name!r} exists already in this project", field="name", code="name-taken")
-        work.reserve(f"name:{resource.project}:{resource.kind.value}", resource.name, resource.id, grant, lambda: taken)
+        names = f"name:{resource.project}:{resource.kind.value}"
+        work.reserve(names, resource.name, resource.id, grant, lambda: taken)
         amounts = amounts_of(resource.kind, resource.spec)
         for scope in (resource.tenant, resource.project):
             work.charge(scope, amounts, grant)
-        work.order(resource, grant, due=self.now if due else None)
-        if self.request_key is not None:
-            work.remember(self.actor.member, self.request_key, _digest(request), resource.id, self.now, grant)
+        work.order(resource, grant, due=self.now)
         self.tell(work, resource, "ordered", f"ordered by {self.actor.name}")
 
     def tell(
@@ -189,16 +192,17 @@ class Context:
             raise await self._explained(error, wanted or Amounts()) from None
         self.house.hint()
 
-    async def commit_order(self, work: Work, resource: AnyResource, request: Any) -> AnyResource:
+    async def commit_order(self, work: Work, resource: AnyResource, request: Any, grant: Grant) -> AnyResource:
         """Commit an order. Where a parallel request with the same idempotency key was first, its resource is the
         answer."""
+        self.remember(work, [resource], request, grant)
         try:
             await self.commit(work, amounts_of(resource.kind, resource.spec))
-        except (RepeatedRequest, Conflict):
+        except Conflict:
             earlier = await self.repeated(request)
-            if earlier is not None:
-                return earlier
-            raise
+            if earlier is None:
+                raise
+            return earlier[0]
         return resource
 
     async def _explained(self, error: QuotaExceeded, wanted: Amounts) -> UsinaError:

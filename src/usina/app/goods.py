@@ -108,11 +108,11 @@ async def create_volume(context: Context, order: VolumeOrder) -> Volume:
         context.require(Action.MACHINE_PIN_HOST, Scope(), "host")
     earlier = await context.repeated(order)
     if earlier is not None:
-        return earlier
+        return earlier[0]
     volume = _new(context, Kind.VOLUME, owner, order.name, VolumeSpec(order.size, order.host), order.labels)
     work = context.work()
-    context.order(work, volume, order, grant)
-    return await context.commit_order(work, volume, order)
+    context.order(work, volume, grant)
+    return await context.commit_order(work, volume, order, grant)
 
 
 async def grow_volume(
@@ -146,12 +146,12 @@ async def create_network(context: Context, order: NetworkOrder) -> Network:
     owner, grant = await _opening(context, order.project)
     earlier = await context.repeated(order)
     if earlier is not None:
-        return earlier
+        return earlier[0]
     for _ in range(8):
         work = context.work()
         network = await add_network(context, work, owner, order.name, wanted, order, grant)
         try:
-            return await context.commit_order(work, network, order)
+            return await context.commit_order(work, network, order, grant)
         except RangeTaken:
             if wanted is not None:
                 raise
@@ -186,7 +186,7 @@ async def add_network(
     work.reserve("range", cidr, network.id, grant, lambda: failure)
     if order.cidr is not None:  # an odd range may overlap one that is taken at this very moment: one at a time
         work.reserve("range-turn", str(len(taken)), network.id, grant, lambda: failure)
-    context.order(work, network, order, grant)
+    context.order(work, network, grant)
     return network
 
 
@@ -198,17 +198,17 @@ async def create_group(context: Context, order: GroupOrder) -> SecurityGroup:
     owner, grant = await _opening(context, order.project)
     earlier = await context.repeated(order)
     if earlier is not None:
-        return earlier
+        return earlier[0]
     group = _new(context, Kind.SECURITY_GROUP, owner, order.name, SecurityGroupSpec(rules), order.labels)
     work = context.work()
-    context.order(work, group, order, grant)
-    return await context.commit_order(work, group, order)
+    context.order(work, group, grant)
+    return await context.commit_order(work, group, order, grant)
 
 
 def add_default_group(context: Context, work: Work, owner: Project, grant: Grant) -> None:
     """Write an order for a project's first security group."""
     group = _new(context, Kind.SECURITY_GROUP, owner, "default", SecurityGroupSpec(DEFAULT_RULES), {})
-    context.order(work, group, None, grant)
+    context.order(work, group, grant)
 
 
 async def delete_defaults(context: Context, owner: Project) -> None:
@@ -270,7 +270,7 @@ async def create_forward(context: Context, order: ForwardOrder) -> Forward:
     owner, grant = await _opening(context, machine.project)
     earlier = await context.repeated(order)
     if earlier is not None:
-        return earlier
+        return earlier[0]
     if not machine.spec.interfaces:
         raise Conflict("the machine has no network", field="machine", code="no-network")
     for _ in range(8):
@@ -282,9 +282,9 @@ async def create_forward(context: Context, order: ForwardOrder) -> Forward:
         work.reserve(
             f"use:{machine.id}", forward.id, forward.id, grant, missing("machine", "machine"), alive=machine.id
         )
-        context.order(work, forward, order, grant)
+        context.order(work, forward, grant)
         try:
-            return await context.commit_order(work, forward, order)
+            return await context.commit_order(work, forward, order, grant)
         except PortTaken:
             if order.listen is not None:
                 raise

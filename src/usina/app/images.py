@@ -40,7 +40,7 @@ async def create(context: Context, order: ImageOrder) -> Image:
     _require_visibility(context, order.visibility, scope)
     earlier = await context.repeated(order)
     if earlier is not None:
-        return earlier
+        return earlier[0]
     image: Image = Resource(
         id=context.house.ids.new(Kind.IMAGE.value),
         kind=Kind.IMAGE,
@@ -54,8 +54,8 @@ async def create(context: Context, order: ImageOrder) -> Image:
         labels=check_labels(order.labels),
     )
     work = context.work()
-    context.order(work, image, order, grant)
-    return await context.commit_order(work, image, order)
+    context.order(work, image, grant)
+    return await context.commit_order(work, image, order, grant)
 
 
 def _spec(context: Context, order: ImageOrder) -> ImageSpec:

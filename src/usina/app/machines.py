@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from usina.app.context import Context
 from usina.app.machine_changes import expect
 from usina.app.machine_parts import AddressTaken, CardOrder, card_for, check_possible, image_for, volumes_for
 from usina.core.capacity import DeviceKind, DeviceRequest
 from usina.core.cloudinit import USER_DATA_LIMIT
-from usina.core.errors import Invalid, TooLarge
+from usina.core.errors import Conflict, Invalid, TooLarge
 from usina.core.grant import Grant
 from usina.core.machine import (
     Firmware,
@@ -19,11 +19,13 @@ from usina.core.machine import (
 )
 from usina.core.machine_decide import Machine
 from usina.core.names import check_labels, check_name, check_range, check_ssh_keys
+from usina.core.quota import total
 from usina.core.resource import Kind, Resource
 from usina.core.tenancy import Action, Project, Scope
 from usina.core.units import GiB, KiB, MiB, TiB
 from usina.store.work import Work, missing
 
+LARGEST_BATCH = 500
 _HUGEPAGES = {2 * MiB, GiB, 0}
 
 
@@ -55,22 +57,45 @@ class MachineOrder:
 
 async def create(context: Context, order: MachineOrder) -> Machine:
     """Order a machine. Answers at once, phase ``pending``."""
-    _check(order)
+    [machine] = await _create(context, order, (order.name,))
+    return machine
+
+
+async def create_many(context: Context, order: MachineOrder, count: int) -> list[Machine]:
+    """Order `count` machines alike, called ``name-1`` and so on: all of them or none."""
+    check_range(count, 1, LARGEST_BATCH, "count")
+    if count > 1 and (order.volumes or any(card.address for card in order.interfaces)):
+        raise Invalid("count: volumes and fixed addresses are one machine's", field="count")
+    return await _create(context, order, tuple(f"{order.name}-{number + 1}" for number in range(count)))
+
+
+async def _create(context: Context, order: MachineOrder, names: tuple[str, ...]) -> list[Machine]:
+    for name in names[:1] + names[-1:]:
+        _check(replace(order, name=name))
     project = await context.project(order.project)
     grant = context.require(Action.RESOURCE_CREATE, Scope(project.tenant, project.id), "project")
     if order.host is not None:
         context.require(Action.MACHINE_PIN_HOST, Scope(), "host")
-    earlier = await context.repeated(order)
+    request = (order, names)
+    earlier = await context.repeated(request)
     if earlier is not None:
         return earlier
     for attempt in range(8):
-        machine, work = await _ordered(context, project, order, grant)
+        work = context.work()
+        machines = [await _ordered(context, work, project, replace(order, name=name), grant) for name in names]
+        context.remember(work, machines, request, grant)
         try:
-            return await context.commit_order(work, machine, order)
+            await context.commit(work, total(machines))
+            return machines
         except AddressTaken as error:  # another control plane was quicker; look again
             context.house.addresses.forget(error.network)
             if attempt == 7 or error.asked:
                 raise
+        except Conflict:
+            earlier = await context.repeated(request)
+            if earlier is None:
+                raise
+            return earlier
     raise AssertionError("unreachable")
 
 
@@ -109,9 +134,8 @@ def _check(order: MachineOrder) -> None:
         raise Invalid("devices: GPUs and virtual functions cannot be mixed in one machine yet", field="devices")
 
 
-async def _ordered(context: Context, project: Project, order: MachineOrder, grant: Grant) -> tuple[Machine, Work]:
-    """The machine as ordered, and everything that must be written for it."""
-    work = context.work()
+async def _ordered(context: Context, work: Work, project: Project, order: MachineOrder, grant: Grant) -> Machine:
+    """The machine as ordered; everything that must be written for it goes into `work`."""
     id = context.house.ids.new(Kind.MACHINE.value)
     image = await image_for(context, project, order.image)
     hostname = order.hostname or order.name
@@ -155,8 +179,8 @@ async def _ordered(context: Context, project: Project, order: MachineOrder, gran
         labels=order.labels,
     )
     work.reserve(f"use:{image.id}", id, id, grant, missing("image", "image"), alive=image.id)
-    context.order(work, machine, order, grant)
-    return machine, work
+    context.order(work, machine, grant)
+    return machine
 
 
 async def _ssh_keys(context: Context, order: MachineOrder) -> tuple[str, ...]:

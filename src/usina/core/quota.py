@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from usina.core.capacity import DeviceKind
 from usina.core.goods import VolumeSpec
 from usina.core.machine import MachineSpec
-from usina.core.resource import Kind
+from usina.core.resource import AnyResource, Kind
 from usina.core.tenancy import MEASURES, Amounts, Quota
 
 
@@ -21,6 +22,12 @@ def amounts_of(kind: Kind, spec: Any) -> Amounts:
             return Amounts(disk=size)
         case _:
             return Amounts(addresses=1) if kind is Kind.FORWARD else Amounts()
+
+
+def total(resources: Iterable[AnyResource]) -> Amounts:
+    """What several resources count together."""
+    counted = [amounts_of(one.kind, one.spec) for one in resources]
+    return Amounts(**{measure: sum(getattr(one, measure) for one in counted) for measure in MEASURES})
 
 
 def excess(quota: Quota, wanted: Amounts) -> list[tuple[str, int, int, int]]:

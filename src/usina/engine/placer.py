@@ -17,7 +17,7 @@ from usina.core.errors import Stale, Unavailable, UsinaError
 from usina.core.event import Event
 from usina.core.grant import Lease
 from usina.core.resource import AnyResource, Phase, with_condition
-from usina.placement import Refusal, place, place_within
+from usina.placement import Refusal, Shortlist, place_within
 from usina.store.store import Store
 from usina.store.work import Work
 
@@ -46,6 +46,7 @@ class _Batch:
     providers: dict[str, Provider]
     added: dict[str, Claim] = field(default_factory=dict)
     answers: list[tuple[_Request, Placed | Refusal]] = field(default_factory=list)
+    shortlists: dict[Needs, Shortlist] = field(default_factory=dict)
 
 
 class Placer:
@@ -162,7 +163,9 @@ class Placer:
     @staticmethod
     def _choose(batch: _Batch, request: _Request) -> Claim | Refusal:
         if request.held is None:
-            return place(batch.providers.values(), request.needs)
+            if request.needs not in batch.shortlists:
+                batch.shortlists[request.needs] = Shortlist(batch.providers, request.needs)
+            return batch.shortlists[request.needs].choose(batch.providers)
         home = batch.providers.get(request.held.provider)
         if home is None:
             return Refusal({"do not exist any more": 1})

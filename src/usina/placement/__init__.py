@@ -1,5 +1,5 @@
 """A snapshot of providers and a request in, a choice or a counted refusal out. Pure."""
 
-from usina.placement.fit import Refusal, place, place_within
+from usina.placement.fit import Refusal, Shortlist, place, place_within
 
-__all__ = ["Refusal", "place", "place_within"]
+__all__ = ["Refusal", "Shortlist", "place", "place_within"]

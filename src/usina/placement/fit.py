@@ -31,15 +31,38 @@ class Refusal:
 
 def place(providers: Iterable[Provider], needs: Needs) -> Claim | Refusal:
     """The best claim for `needs` over `providers`, or a refusal with counts."""
-    snapshot = list(providers)
-    # Rank by totals first, which is cheap; the exact search then runs on the best few only, mostly on one.
-    ranked = [(_spare(p, needs), p.id, n) for n, p in enumerate(snapshot) if _obstacle(p, needs) is None]
-    heapq.heapify(ranked)
-    while ranked:
-        found = place_within(snapshot[heapq.heappop(ranked)[2]], needs)
-        if isinstance(found, Claim):
-            return found
-    return Refusal(Counter(str(place_within(provider, needs)) for provider in snapshot))
+    snapshot = {provider.id: provider for provider in providers}
+    return Shortlist(snapshot, needs).choose(snapshot)
+
+
+class Shortlist:
+    """Hosts ranked for one request, for requests alike that are placed one after the other.
+
+    Ranking goes by totals, which is cheap; the exact search then runs on the best few only, mostly on one. A host that
+    changed since it was ranked is ranked anew when its turn comes.
+    """
+
+    def __init__(self, snapshot: Mapping[str, Provider], needs: Needs) -> None:
+        self._needs = needs
+        fitting = (provider for provider in snapshot.values() if _obstacle(provider, needs) is None)
+        self._ranked = [(_spare(provider, needs), provider.id, provider) for provider in fitting]
+        heapq.heapify(self._ranked)
+
+    def choose(self, snapshot: Mapping[str, Provider]) -> Claim | Refusal:
+        """The best claim now, or a refusal that counts every host of `snapshot`."""
+        while self._ranked:
+            _, id, ranked = self._ranked[0]
+            provider = snapshot[id]
+            if provider is not ranked:
+                heapq.heappop(self._ranked)
+                if _obstacle(provider, self._needs) is None:
+                    heapq.heappush(self._ranked, (_spare(provider, self._needs), id, provider))
+                continue
+            found = place_within(provider, self._needs)
+            if isinstance(found, Claim):
+                return found
+            heapq.heappop(self._ranked)
+        return Refusal(Counter(str(place_within(provider, self._needs)) for provider in snapshot.values()))
 
 
 def _spare(provider: Provider, needs: Needs) -> float:

@@ -96,6 +96,7 @@ def _server(factory: Factory, settings: Settings) -> _Server:
         port=settings.port,
         log_config=None,
         access_log=False,
+        proxy_headers=False,
         server_header=False,
         lifespan="off",
         timeout_graceful_shutdown=GRACE,
@@ -122,7 +123,10 @@ def _alone(settings: Settings) -> Iterator[None]:
 
 def _log_plainly() -> None:
     """Structured lines on standard error; colours only for people."""
-    renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(),
+        exception_formatter=structlog.dev.plain_traceback,  # never the values of local variables
+    )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

@@ -151,8 +151,6 @@ class Database:
 
     def _commit_all(self, units: list[Sequence[Write]]) -> list[Exception | None]:
         """All together if that works, else each alone; the error of each unit, or None."""
-        if len(units) == 1:
-            return [self._commit_alone(units[0])]
         groups: dict[int, list[Write]] = {}
         for write in sorted((write for unit in units for write in unit), key=_by_rank):
             groups.setdefault(id(write.statement), []).append(write)

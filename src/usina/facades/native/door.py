@@ -38,6 +38,10 @@ _STATUS: list[tuple[type[errors.UsinaError], int, str]] = [
 ]
 
 
+REQUEST_KEY = r"[!-~]{1,200}"
+"""What an Idempotency-Key looks like."""
+
+
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The responses every route may give, for the OpenAPI document."""
     schema = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
@@ -68,7 +72,7 @@ async def _caller(
         Header(
             description="Repeat an order safely: the same key gives the same resource.",
             max_length=200,
-            pattern=r"^[!-~]+$",
+            pattern=f"^{REQUEST_KEY}$",
         ),
     ] = None,
 ) -> Context:

@@ -21,12 +21,16 @@ from usina.facades.native.models import (
     CardIn,
     MachineChange,
     MachineIn,
+    MachinesIn,
     RebuildIn,
     SnapshotIn,
 )
-from usina.facades.native.views import ResourceOut, ResourcePage, one, page, resource_view
+from usina.facades.native.orders import OrderRoute
+from usina.facades.native.views import ResourceOut, ResourcePage, one, page, reply, resource_view
 
-router = APIRouter(prefix="/machines", tags=["machines"], responses=problems(401, 403, 404, 409, 413, 422, 503))
+router = APIRouter(
+    prefix="/machines", route_class=OrderRoute, tags=["machines"], responses=problems(401, 403, 404, 409, 413, 422, 503)
+)
 
 SnapshotPath = Annotated[str, Path(pattern=NAME, max_length=63)]
 MacPath = Annotated[str, Path(pattern=r"^[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}$")]
@@ -36,7 +40,18 @@ VolumePath = Annotated[str, Path(pattern=REF, max_length=64)]
 @router.post("", status_code=201, response_model=ResourceOut, summary="Order a machine")
 async def create(context: Caller, body: MachineIn) -> Response:
     """Answers at once with phase `pending`; follow the events, or read it again, until it is `running`."""
-    order = machines.MachineOrder(
+    return one(await machines.create(context, _order(body)), 201)
+
+
+@router.post("/batch", status_code=201, response_model=ResourcePage, summary="Order several machines alike")
+async def create_many(context: Caller, body: MachinesIn) -> Response:
+    """All of them or none: one commit, one answer."""
+    made = await machines.create_many(context, _order(body), body.count)
+    return reply({"items": [resource_view(machine) for machine in made], "next": None}, 201)
+
+
+def _order(body: MachineIn) -> machines.MachineOrder:
+    return machines.MachineOrder(
         name=body.name,
         image=body.image,
         project=body.project,
@@ -58,7 +73,6 @@ async def create(context: Caller, body: MachineIn) -> Response:
         host=body.host,
         labels=body.labels,
     )
-    return one(await machines.create(context, order), 201)
 
 
 def _card(card: CardIn) -> CardOrder:

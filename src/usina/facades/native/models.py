@@ -207,6 +207,12 @@ class MachineIn(Body):
     labels: Labels = {}
 
 
+class MachinesIn(MachineIn):
+    """Several alike: `name` gets a number for each, from `name-1` on. All or none."""
+
+    count: int = Field(ge=1, le=500)
+
+
 class MachineChange(Body):
     """A new size. Cores and memory take effect by a stop and a start."""
 

@@ -13,7 +13,8 @@ _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Usi
 *{{box-sizing:border-box}}body{{margin:0;font:15px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--bg)}}
 header{{padding:2.5rem 2rem 1rem}}h1{{margin:0;font-size:1.9rem}}header p{{max-width:60ch;color:var(--soft)}}
 main{{display:grid;grid-template-columns:11rem 1fr;gap:2rem;padding:0 2rem 4rem;max-width:72rem}}
-nav{{position:sticky;top:1rem;align-self:start}}nav a{{display:block;padding:.2rem 0;color:var(--blue);text-decoration:none}}
+nav{{position:sticky;top:1rem;align-self:start}}
+nav a{{display:block;padding:.2rem 0;color:var(--blue);text-decoration:none}}
 h2{{margin:1.5rem 0 .6rem;font-size:1.15rem;text-transform:capitalize}}
 details{{border:1px solid var(--line);border-radius:8px;margin:.4rem 0;background:var(--bg)}}
 summary{{display:grid;grid-template-columns:4.6rem minmax(16rem,auto) 1fr;gap:.8rem;padding:.5rem .8rem;cursor:pointer}}
