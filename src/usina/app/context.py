@@ -17,7 +17,7 @@ from usina.core.errors import Conflict, NotFound, QuotaExceeded, Unauthenticated
 from usina.core.event import Event
 from usina.core.grant import Grant, permit
 from usina.core.ids import Ids, is_id
-from usina.core.quota import amounts_of, excess
+from usina.core.quota import excess, total
 from usina.core.resource import AnyResource, Kind
 from usina.core.tenancy import Action, Actor, Amounts, Project, Scope
 from usina.core.units import Instant
@@ -154,14 +154,11 @@ class Context:
             work.remember(self.actor.member, self.request_key, _digest(request), ids, self.now, grant)
 
     def order(self, work: Work, resource: AnyResource, grant: Grant) -> None:
-        """Write an order: the resource, its name, its quota, its first event."""
+        """Write an order: the resource, its name, its first event. What it counts is charged apart."""
         what = resource.kind.value.replace("_", " ")
         taken = Conflict(f"{what} {resource.name!r} exists already in this project", field="name", code="name-taken")
         names = f"name:{resource.project}:{resource.kind.value}"
         work.reserve(names, resource.name, resource.id, grant, lambda: taken)
-        amounts = amounts_of(resource.kind, resource.spec)
-        for scope in (resource.tenant, resource.project):
-            work.charge(scope, amounts, grant)
         work.order(resource, grant, due=self.now)
         self.tell(work, resource, "ordered", f"ordered by {self.actor.name}")
 
@@ -192,12 +189,20 @@ class Context:
             raise await self._explained(error, wanted or Amounts()) from None
         self.house.hint()
 
+    def charge(self, work: Work, made: Sequence[AnyResource], grant: Grant) -> Amounts:
+        """Count what is ordered, all of one project, against its quota and its tenant's."""
+        amounts = total(made)
+        for scope in (made[0].tenant, made[0].project):
+            work.charge(scope, amounts, grant)
+        return amounts
+
     async def commit_order(self, work: Work, resource: AnyResource, request: Any, grant: Grant) -> AnyResource:
         """Commit an order. Where a parallel request with the same idempotency key was first, its resource is the
         answer."""
         self.remember(work, [resource], request, grant)
+        amounts = self.charge(work, [resource], grant)
         try:
-            await self.commit(work, amounts_of(resource.kind, resource.spec))
+            await self.commit(work, amounts)
         except Conflict:
             earlier = await self.repeated(request)
             if earlier is None:

@@ -6,7 +6,9 @@ import ipaddress
 from dataclasses import dataclass
 
 from usina.app.context import Context
+from usina.app.near import Near
 from usina.core import network as net
+from usina.core.capacity import Claim
 from usina.core.errors import Conflict, Invalid, NotFound, Refused
 from usina.core.goods import Image
 from usina.core.grant import Grant
@@ -125,11 +127,15 @@ def attach(work: Work, volume: str, machine: str, grant: Grant, field: str = "vo
 
 async def check_possible(context: Context, spec: MachineSpec) -> None:
     """Refuse now what no host could ever hold, even empty. What is only full now waits its turn instead."""
-    needs = needs_of(spec)
-    empty = await context.house.near.empty_hosts(spec.host)
+    near = context.house.near
+    found = await near.remembered(("possible", needs_of(spec)), lambda: _possible(near, spec))
+    if isinstance(found, Refusal):
+        raise Refused(f"no host can ever hold this: {found.message}", data={"reasons": dict(found.reasons)})
+
+
+async def _possible(near: Near, spec: MachineSpec) -> Claim | Refusal | None:
+    """What an empty house would answer; None where there are no hosts yet."""
+    empty = await near.empty_hosts(spec.host)
     if not empty and spec.host is not None:
         raise NotFound("host not found", field="host")
-    if empty:
-        found = place(empty, needs)
-        if isinstance(found, Refusal):
-            raise Refused(f"no host can ever hold this: {found.message}", data={"reasons": dict(found.reasons)})
+    return place(empty, needs_of(spec)) if empty else None

@@ -19,7 +19,6 @@ from usina.core.machine import (
 )
 from usina.core.machine_decide import Machine
 from usina.core.names import check_labels, check_name, check_range, check_ssh_keys
-from usina.core.quota import total
 from usina.core.resource import Kind, Resource
 from usina.core.tenancy import Action, Project, Scope
 from usina.core.units import GiB, KiB, MiB, TiB
@@ -84,8 +83,9 @@ async def _create(context: Context, order: MachineOrder, names: tuple[str, ...])
         work = context.work()
         machines = [await _ordered(context, work, project, replace(order, name=name), grant) for name in names]
         context.remember(work, machines, request, grant)
+        amounts = context.charge(work, machines, grant)
         try:
-            await context.commit(work, total(machines))
+            await context.commit(work, amounts)
             return machines
         except AddressTaken as error:  # another control plane was quicker; look again
             context.house.addresses.forget(error.network)

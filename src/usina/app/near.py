@@ -6,7 +6,7 @@ meanwhile fails the reservation, a project that went fails its quota.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ Found = TypeVar("Found")
 class Near:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store, self._clock = store, clock
-        self._memory: dict[tuple[str, ...], tuple[Instant, Any]] = {}
+        self._memory: dict[tuple[Hashable, ...], tuple[Instant, Any]] = {}
         self._flights = Flights()
 
     def forget(self) -> None:
@@ -38,14 +38,14 @@ class Near:
         self._memory.clear()
 
     async def project(self, id: str) -> Project | None:
-        return await self._once(("project", id), lambda: self._store.identity.project(id))
+        return await self.remembered(("project", id), lambda: self._store.identity.project(id))
 
     async def member(self, id: str) -> Member | None:
-        return await self._once(("member", id), lambda: self._store.identity.member(id))
+        return await self.remembered(("member", id), lambda: self._store.identity.member(id))
 
     async def projects(self, actor: Actor, read: Callable[[], Awaitable[list[Project]]]) -> list[Project]:
         """The projects of an actor, as `read` finds them."""
-        return await self._once(("projects", actor.member, actor.key), read)
+        return await self.remembered(("projects", actor.member, actor.key), read)
 
     async def of(self, project: Project, kind: Kind, ref: str, field: str) -> AnyResource:
         """A resource of `project` by id or name. Raises `NotFound` naming `field`."""
@@ -55,7 +55,7 @@ class Near:
                 return await self._store.resources.get(ref)
             return await self._store.resources.named(kind, project.id, ref)
 
-        found = await self._once((kind.value, project.id, ref), read)
+        found = await self.remembered((kind.value, project.id, ref), read)
         if found is None or found.kind is not kind or found.project != project.id or found.deleting:
             self._memory.pop((kind.value, project.id, ref), None)
             raise NotFound(f"{field}: {kind.value.replace('_', ' ')} not found", field=field)
@@ -74,7 +74,7 @@ class Near:
             usable.sort(key=lambda one: (one.deleting, one.project != project.id, one.tenant != project.tenant))
             return usable[0] if usable else None
 
-        return await self._once(("image", project.id, ref), read)
+        return await self.remembered(("image", project.id, ref), read)
 
     async def empty_hosts(self, only: str | None = None) -> list[Provider]:
         """Hosts as if nothing were on them, one of each shape (or the one called `only`): what could ever fit."""
@@ -88,15 +88,16 @@ class Near:
                 shapes.setdefault(shape, _emptied(host.provider))
             return list(shapes.values())
 
-        return await self._once(("hosts", only or ""), read)
+        return await self.remembered(("hosts", only or ""), read)
 
-    async def _once(self, key: tuple[str, ...], read: Callable[[], Awaitable[Found]]) -> Found:
+    async def remembered(self, key: tuple[Hashable, ...], read: Callable[[], Awaitable[Found]]) -> Found:
+        """The answer of `read`, at most a second old."""
         known = self._memory.get(key)
         if known and 0 <= self._clock.now() - known[0] < FRESH:
             return known[1]  # type: ignore[no-any-return]
         return await self._flights.join(key, lambda: self._read(key, read))
 
-    async def _read(self, key: tuple[str, ...], read: Callable[[], Awaitable[Found]]) -> Found:
+    async def _read(self, key: tuple[Hashable, ...], read: Callable[[], Awaitable[Found]]) -> Found:
         now = self._clock.now()
         found = await read()
         if len(self._memory) > FULL:

@@ -166,6 +166,8 @@ def _pick_devices(
     provider: Provider, requests: tuple[DeviceRequest, ...]
 ) -> tuple[tuple[Device, DeviceRequest], ...] | str:
     """Devices for every request, those of one NUMA node together; or the reason why not."""
+    if not requests:
+        return ()
     picked: list[tuple[Device, DeviceRequest]] = []
     used: Counter[str] = Counter()
     for request in requests:

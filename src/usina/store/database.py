@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, Executable, Row, create_engine, event, text
-from sqlalchemy.engine import CursorResult, make_url
+from sqlalchemy import Connection, Engine, Executable, Insert, Row, create_engine, event, text
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError
 
 from usina.core.errors import Conflict, UsinaError
@@ -79,6 +79,7 @@ class Database:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._queue: asyncio.Queue[Unit] = asyncio.Queue()
+        self._compiled: dict[int, _Compiled] = {}
         self._committer: asyncio.Task[None] | None = None
         self.pulse = asyncio.Event()
         """Set, and replaced by a new one, with every commit of this process."""
@@ -157,7 +158,7 @@ class Database:
         try:
             with self._transaction() as connection:
                 for group in groups.values():
-                    _execute(connection, group)
+                    self._execute(connection, group)
         except Exception:
             return [self._commit_alone(unit) for unit in units]
         return [None] * len(units)
@@ -167,12 +168,28 @@ class Database:
         try:
             with self._transaction() as connection:
                 for write in sorted(unit, key=_by_rank):
-                    _execute(connection, [write])
+                    self._execute(connection, [write])
         except GuardFailed as error:
             return error.write.failure()
         except Exception as error:
             return error
         return None
+
+    def _execute(self, connection: Connection, group: list[Write]) -> None:
+        """Equal statements as one executemany; the sum of touched rows must be the sum expected."""
+        first = group[0]
+        compiled = self._compiled.get(id(first.statement))
+        if compiled is None:
+            compiled = _Compiled(self.engine, first.statement, list(first.values))
+            self._compiled[id(first.statement)] = compiled
+        values = [compiled.row(write.values) for write in group]
+        try:
+            result = connection.exec_driver_sql(compiled.text, values if len(values) > 1 else values[0])
+        except IntegrityError as error:
+            raise GuardFailed(first) from error
+        expected = [write.expect for write in group if write.expect is not None]
+        if len(expected) == len(group) and result.rowcount != sum(expected):
+            raise GuardFailed(first)
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
@@ -182,20 +199,23 @@ class Database:
             yield connection
 
 
-def _execute(connection: Connection, group: list[Write]) -> None:
-    """Equal statements as one executemany; the sum of touched rows must be the sum expected."""
-    values = [dict(write.values) for write in group]
-    try:
-        result: CursorResult[Any] = connection.execute(
-            group[0].statement,
-            values if len(values) > 1 else values[0],
-            execution_options={"preserve_rowcount": True},
-        )
-    except IntegrityError as error:
-        raise GuardFailed(group[0]) from error
-    expected = [write.expect for write in group if write.expect is not None]
-    if len(expected) == len(group) and result.rowcount != sum(expected):
-        raise GuardFailed(group[0])
+class _Compiled:
+    """A statement as the database reads it, with the values it carries itself; made once, so that rows are cheap."""
+
+    def __init__(self, engine: Engine, statement: Any, names: Sequence[str]) -> None:
+        keys = list(names) if isinstance(statement, Insert) and statement.select is None else None
+        compiled = statement.compile(dialect=engine.dialect, column_keys=keys)
+        self.statement = statement  # kept alive, as its identity is the key it is found by
+        self.text = str(compiled)
+        self._own = {name: value for name, value in compiled.params.items() if name not in names}
+        self._order: list[str] | None = compiled.positiontup
+
+    def row(self, values: Mapping[str, Any]) -> Any:
+        """One row's values as the driver wants them: a tuple in order, or a dictionary."""
+        if self._order is None:
+            return {**self._own, **values}
+        own = self._own
+        return tuple([values[name] if name in values else own[name] for name in self._order])
 
 
 def _by_rank(write: Write) -> int:

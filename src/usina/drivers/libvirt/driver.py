@@ -29,7 +29,7 @@ from usina.drivers.libvirt.guests import Guests, attached_volumes, config_xml, s
 from usina.drivers.libvirt.networks import Networks
 from usina.drivers.libvirt.probe import Accelerator, probe_local
 from usina.drivers.libvirt.seed import seed_iso
-from usina.drivers.libvirt.storage import Storage
+from usina.drivers.libvirt.storage import Storage, grow
 from usina.drivers.libvirt.xml import parse
 from usina.ports.driver import DriverError, HostSettings, HostUnreachable
 
@@ -114,7 +114,7 @@ class LibvirtDriver:
         def ensure(conn: libvirt.virConnect) -> None:
             small = self._storage(conn).ensure_volume(plan)
             if small is not None and not self._grow_attached(conn, plan):
-                small.resize(plan.size)
+                grow(small, plan.size)
 
         await self._do("make the volume", ensure)
 

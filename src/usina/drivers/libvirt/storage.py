@@ -68,7 +68,19 @@ class Storage:
     # --- images
 
     def find_image(self, image: ImageFiles) -> StoredImage | None:
-        """A whole copy: stamped, and with every part that the image has."""
+        """A whole copy: stamped, and with every part that the image has.
+
+        After each upload libvirt reads the folder anew, and what it then lists is not always all: what is not found is
+        looked for once more.
+        """
+        found = self._listed_image(image)
+        if found is None:
+            with suppress(libvirt.libvirtError):  # another upload is under way
+                self.pool().refresh(0)
+            found = self._listed_image(image)
+        return found
+
+    def _listed_image(self, image: ImageFiles) -> StoredImage | None:
         present = set(self.pool().listVolumes())
         for stamp in sorted(name for name in present if _of_image(name, image.digest) and name.endswith(".ready")):
             copy = stamp.removesuffix(".ready")
@@ -119,7 +131,7 @@ class Storage:
                 raise DriverError("the image is not on the host yet")
             self._create(name, size, format="qcow2", backing=(image.disk, plan.image.format))
         elif volume.info()[1] < size:
-            volume.resize(size)
+            grow(volume, size)
         return self.path(name)
 
     def ensure_volume(self, plan: VolumePlan) -> libvirt.virStorageVol | None:
@@ -243,6 +255,13 @@ class Storage:
         volume.upload(stream, 0, size, 0)
         stream.sendAll(lambda _stream, wanted, file: file.read(wanted), source)
         stream.finish()
+
+
+def grow(volume: libvirt.virStorageVol, size: int) -> None:
+    """To a `size` that is larger than now. A disk may take more room than it offers, for snapshots lie in it: libvirt
+    takes that for shrinking and wants to be told that it is all right."""
+    larger_inside = volume.info()[2] > size
+    volume.resize(size, libvirt.VIR_STORAGE_VOL_RESIZE_SHRINK if larger_inside else 0)
 
 
 def _bring_up(pool: libvirt.virStoragePool) -> None:
