@@ -25,11 +25,11 @@ from usina.drivers.libvirt.console import StreamConsole, open_console
 from usina.drivers.libvirt.dial import dial
 from usina.drivers.libvirt.domain_xml import Files, Ground, domain_xml
 from usina.drivers.libvirt.filters import Filters
-from usina.drivers.libvirt.guests import Guests, attached_volumes, config_xml, suppress_missing
+from usina.drivers.libvirt.guests import Guests, attached_volumes, config_xml, grow_while_paused, suppress_missing
 from usina.drivers.libvirt.networks import Networks
 from usina.drivers.libvirt.probe import Accelerator, probe_local
 from usina.drivers.libvirt.seed import seed_iso
-from usina.drivers.libvirt.storage import Storage, grow
+from usina.drivers.libvirt.storage import Storage
 from usina.drivers.libvirt.xml import parse
 from usina.ports.driver import DriverError, HostSettings, HostUnreachable
 
@@ -114,7 +114,7 @@ class LibvirtDriver:
         def ensure(conn: libvirt.virConnect) -> None:
             small = self._storage(conn).ensure_volume(plan)
             if small is not None and not self._grow_attached(conn, plan):
-                grow(small, plan.size)
+                small.resize(plan.size)
 
         await self._do("make the volume", ensure)
 
@@ -356,11 +356,13 @@ class LibvirtDriver:
         domain = guests.find(plan.handle)
         if domain is not None and domain.isActive():
             return  # only a call that was repeated late finds it running, and then there is nothing to do
-        storage.ensure_root_disk(plan)
+        right_size = storage.ensure_root_disk(plan)
         storage.write_seed(plan.handle, seed_iso(plan))
         self._ensure_filters(conn, plan, {card.mac for card in plan.interfaces})
         devices.ensure_mdevs(conn, plan)
-        conn.defineXML(domain_xml(plan, replace(ground, marks=guests.marks(plan.handle))))
+        domain = conn.defineXML(domain_xml(plan, replace(ground, marks=guests.marks(plan.handle))))
+        if not right_size:
+            grow_while_paused(domain, plan.disk)
 
     def _ensure_filters(self, conn: libvirt.virConnect, plan: MachinePlan, macs: set[str]) -> None:
         for card in plan.interfaces:

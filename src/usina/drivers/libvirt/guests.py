@@ -169,6 +169,15 @@ def pull_plug(domain: libvirt.virDomain) -> None:
             raise  # those two: it went off by itself just now
 
 
+def grow_while_paused(domain: libvirt.virDomain, size: int) -> None:
+    """Grow the root disk of a guest that is off by its own process, which runs no instruction of the guest."""
+    domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+    try:
+        domain.blockResize("vda", size, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+    finally:
+        pull_plug(domain)
+
+
 def config_xml(domain: libvirt.virDomain) -> str:
     """The definition that the next start uses."""
     return str(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))

@@ -121,8 +121,12 @@ class Storage:
 
     # --- disks
 
-    def ensure_root_disk(self, plan: MachinePlan) -> str:
-        """The guest's root disk, made as an overlay of its image, or grown to the plan."""
+    def ensure_root_disk(self, plan: MachinePlan) -> bool:
+        """Make the guest's root disk as an overlay of its image, or grow it to the plan.
+
+        False when only the guest's own process can grow it: snapshots lie in the disk, and where it takes more room
+        than it offers libvirt takes growing for shrinking.
+        """
         name, size = names.root_disk(plan.handle), max(plan.disk, plan.image.virtual_size)
         volume = self._find_volume(name)
         if volume is None:
@@ -131,8 +135,10 @@ class Storage:
                 raise DriverError("the image is not on the host yet")
             self._create(name, size, format="qcow2", backing=(image.disk, plan.image.format))
         elif volume.info()[1] < size:
-            grow(volume, size)
-        return self.path(name)
+            if volume.info()[2] > size:
+                return False
+            volume.resize(size)
+        return True
 
     def ensure_volume(self, plan: VolumePlan) -> libvirt.virStorageVol | None:
         """Make the volume. Returns it when it is there but smaller than wanted, so that the caller grows it."""
@@ -255,13 +261,6 @@ class Storage:
         volume.upload(stream, 0, size, 0)
         stream.sendAll(lambda _stream, wanted, file: file.read(wanted), source)
         stream.finish()
-
-
-def grow(volume: libvirt.virStorageVol, size: int) -> None:
-    """To a `size` that is larger than now. A disk may take more room than it offers, for snapshots lie in it: libvirt
-    takes that for shrinking and wants to be told that it is all right."""
-    larger_inside = volume.info()[2] > size
-    volume.resize(size, libvirt.VIR_STORAGE_VOL_RESIZE_SHRINK if larger_inside else 0)
 
 
 def _bring_up(pool: libvirt.virStoragePool) -> None:
