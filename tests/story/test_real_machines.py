@@ -54,7 +54,7 @@ class Guest:
     def call(self, method: str, path: str, body: Json | None = None) -> Json:
         return self.factory.call(method, self.path + path, body, token=self.token)
 
-    def phase(self, *phases: str, limit: float = 60.0) -> Json:
+    def phase(self, *phases: str, limit: float = 40.0) -> Json:
         return self.factory.phase(self.path, *phases, limit=limit, token=self.token)
 
     def does(self, deed: str, phase: str, body: Json | None = None) -> Json:

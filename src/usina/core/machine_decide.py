@@ -117,7 +117,7 @@ def _present(machine: Machine, claim: Claim, seen: Present) -> Decision:
     steps = _changes(machine.spec, seen) or _power(machine.spec, seen)
     if steps:
         return Decision(_moving(steps, machine.phase), steps=steps)
-    return Decision(_SHOWN[seen.power], settled=True, answers=_WELL)
+    return Decision(_SHOWN[seen.power], settled=True, answers=(*_WELL, Answer("Healthy", True, "as-wished")))
 
 
 def _watched(machine: Machine, seen: Present) -> Decision:
