@@ -95,6 +95,16 @@ def ssh_answers(port: int, key: Path, command: str = "true", *, user: str = "roo
     return done.stdout.strip()
 
 
+def banner(port: int, patience: float = 0.5) -> bytes:
+    """The first bytes that a local port sends by itself; nothing if none come in time."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), patience) as connection:
+            connection.settimeout(patience)
+            return connection.recv(8)
+    except OSError:
+        return b""
+
+
 class SerialLine:
     """The serial console of a machine over its WebSocket, as a person at a keyboard uses it."""
 
