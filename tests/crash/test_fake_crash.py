@@ -18,6 +18,8 @@ from usina.testing.nursery import Nursery
 from usina.testing.process import FactoryProcess, Refused
 from usina.testing.waiting import until
 
+pytestmark = pytest.mark.slow
+
 Json = dict[str, Any]
 MiB = 1 << 20
 

@@ -13,6 +13,8 @@ from usina.testing import postgres
 from usina.testing.process import FactoryProcess, Json
 from usina.testing.waiting import until
 
+pytestmark = pytest.mark.slow
+
 MiB = 1 << 20
 SMALL = {"image": "tiny", "memory": 64 * MiB, "disk": 16 * MiB}
 
