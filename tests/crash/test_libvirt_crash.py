@@ -34,8 +34,8 @@ pytestmark = [
 MiB = 1 << 20
 Answer = TypeVar("Answer")
 
-# In the order in which they are passed: the volume is placed and applied, the network applied, the machine made. A point
-# before a step is the same instant as the one after the step before it, so one of the two stands for both.
+# In the order in which they are passed: the volume is placed and applied, the network applied, the machine made.
+# A point before a step is the same instant as the one after the step before it: one of the two stands for both.
 ORDERING = [
     "before:Place:1",
     "after:Place:1",

@@ -31,7 +31,7 @@ Json = dict[str, Any]
 
 START_LIMIT = 60.0  # seconds; founding probes the accelerator, on a busy machine
 STOP_LIMIT = 30.0
-_WIPE_ORDER = ("forwards", "machines", "volumes", "networks", "security-groups", "images")
+_WIPE_ORDER = ("forwards", "machines", "volumes", "networks", "security-groups")
 _OF_THE_PROJECT = {"networks", "security-groups"}  # its own `default` goes with it
 
 
@@ -185,12 +185,16 @@ class FactoryProcess:
 
     def wipe(self, limit: float = 120.0) -> None:
         """Delete everything through the door: resources, projects, hosts. Nothing of it is on any host afterwards."""
-        for path in _WIPE_ORDER:
-            self._wipe_all(path, limit)
+        self.empty((*_WIPE_ORDER, "images"), limit)
         for project in self.call("GET", "/projects", limit=1000)["items"]:
-            until(partial(self._deleted, f"/projects/{project['id']}"), limit=limit)
+            until(partial(self.delete, f"/projects/{project['id']}"), limit=limit)
         for host in self.call("GET", "/hosts")["items"]:
-            until(partial(self._deleted, f"/hosts/{host['id']}"), limit=limit)
+            until(partial(self.delete, f"/hosts/{host['id']}"), limit=limit)
+
+    def empty(self, paths: Sequence[str] = _WIPE_ORDER, limit: float = 120.0) -> None:
+        """Delete every resource of these kinds, but for the projects' own."""
+        for path in paths:
+            self._wipe_all(path, limit)
 
     def _wipe_all(self, path: str, limit: float) -> None:
         def left() -> list[Json]:
@@ -200,12 +204,13 @@ class FactoryProcess:
         def ask() -> bool:
             for one in left():
                 if not one["deleting"]:
-                    self._deleted(f"/{path}/{one['id']}")
+                    self.delete(f"/{path}/{one['id']}")
             return not left()
 
         until(ask, limit=limit)
 
-    def _deleted(self, path: str) -> bool:
+    def delete(self, path: str) -> bool:
+        """Whether it is on its way out, or gone; False while something still uses it."""
         try:
             self.call("DELETE", path)
         except Refused as refused:
