@@ -149,6 +149,21 @@ async def test_a_guest_removed_by_hand_is_told_and_can_be_started_anew(factory: 
     await factory.phase(machine["id"], Phase.RUNNING)
 
 
+async def test_a_guest_made_anew_does_no_old_deed_again(factory: Running, order: Order) -> None:
+    """Else a rebuild of long ago would wipe the disk once more."""
+    machine = await factory.phase((await order())["id"], Phase.RUNNING)
+    async with factory.client() as client:
+        answer = await client.post("/machines/m1/rebuild", json={})
+        await settled(factory, machine["id"], answer.json()["generation"])
+        guest_file(factory, machine).unlink()
+        await factory.phase(machine["id"], Phase.FAILED, limit=10)
+        answer = await client.post("/machines/m1/start")
+        await settled(factory, machine["id"], answer.json()["generation"])
+        story = (await client.get("/stories/m1")).json()["items"]
+    assert [e["data"].get("step") for e in story].count("Rebuild") == 1
+    assert json.loads(guest_file(factory, machine).read_text())["marks"] == {"rebuilds": 1}
+
+
 async def test_restart_always_brings_a_guest_back(factory: Running, order: Order) -> None:
     machine = await factory.phase((await order(restart="always"))["id"], Phase.RUNNING)
     guest_file(factory, machine).unlink()

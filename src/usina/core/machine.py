@@ -77,7 +77,7 @@ class MachineSpec:
 class MachineStatus:
     power: Power | None = None
     accelerator: str = ""
-    message: str = ""
+    marks: Mapping[str, int] = field(default_factory=dict)  # deeds done, as last seen; outlive a guest removed by hand
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,4 +184,5 @@ class MachinePlan:
     firmware: Firmware = Firmware.BIOS
     queues: int = 1
     devices: tuple[DevicePlan, ...] = ()
+    marks: Mapping[str, int] = field(default_factory=dict)  # deeds done already; a guest made anew begins with these
     title: str = ""  # for people who look at the host: tenant/project/name

@@ -54,7 +54,7 @@ class MachineHand:
 
     def status(self, machine: Machine, seen: Seen | None) -> MachineStatus:
         if isinstance(seen, Present):
-            return replace(machine.status, power=seen.power, accelerator=seen.accelerator)
+            return replace(machine.status, power=seen.power, accelerator=seen.accelerator, marks=seen.marks)
         return replace(machine.status, power=None)
 
     async def do(self, step: Step, machine: Machine, held: Held, report: Report) -> None:

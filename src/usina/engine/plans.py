@@ -61,6 +61,7 @@ class Plans:
             firmware=spec.firmware,
             queues=spec.queues,
             devices=tuple(DevicePlan(d, _kind(d, machine)) for d in claim.devices),
+            marks=machine.status.marks,
             title=f"{machine.project}/{machine.name}",
         )
 

@@ -121,6 +121,7 @@ class FakeDriver:
             guest = Guest(handle=plan.handle, cores=plan.cores, memory=plan.memory, image=plan.image.digest)
             guest.volumes = list(plan.volumes)
             guest.macs = [i.mac for i in plan.interfaces]
+            guest.marks = dict(plan.marks)
             guest.rules = {i.mac: len(i.rules) for i in plan.interfaces}
         elif guest.power is not Power.OFF:
             raise DriverError("a guest that runs cannot be defined anew")

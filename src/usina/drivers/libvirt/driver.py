@@ -360,7 +360,7 @@ class LibvirtDriver:
         storage.write_seed(plan.handle, seed_iso(plan))
         self._ensure_filters(conn, plan, {card.mac for card in plan.interfaces})
         devices.ensure_mdevs(conn, plan)
-        domain = conn.defineXML(domain_xml(plan, replace(ground, marks=guests.marks(plan.handle))))
+        domain = conn.defineXML(domain_xml(plan, replace(ground, marks={**plan.marks, **guests.marks(plan.handle)})))
         if not right_size:
             grow_while_paused(domain, plan.disk)
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from usina.core.capacity import Claim, Device, Host
 from usina.core.event import Event
-from usina.core.resource import AnyResource, Condition
+from usina.core.resource import AnyResource, Condition, Kind
 from usina.core.tenancy import MEASURES, Key, Member, Project, Quota, Tenant
 from usina.core.units import iso
 
@@ -276,6 +276,8 @@ def resource_view(resource: AnyResource) -> dict[str, Any]:
 
 def _status(resource: AnyResource) -> Any:
     """Paths on the control plane's disk are nobody's business."""
+    if resource.kind is Kind.MACHINE:
+        return {"power": resource.status.power, "accelerator": resource.status.accelerator}
     files = getattr(resource.status, "files", None)
     if files is None:
         return resource.status
