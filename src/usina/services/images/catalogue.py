@@ -16,6 +16,4 @@ def recipe_named(name: str) -> Recipe:
     try:
         return RECIPES[name]
     except KeyError:
-        raise Invalid(
-            f"recipe: there is no {name!r}; there are {', '.join(RECIPES)}", field="recipe"
-        ) from None
+        raise Invalid(f"recipe: there is no {name!r}; there are {', '.join(RECIPES)}", field="recipe") from None

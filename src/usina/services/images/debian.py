@@ -62,8 +62,7 @@ def _stanzas(text: str) -> Iterator[tuple[str, str, list[str]]]:
     kept = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
     for stanza in re.split(r"\n\s*\n", kept):
         fields = {
-            key.lower(): value.split()
-            for key, value in re.findall(r"^([\w-]+):\s*(.*(?:\n\s+.*)*)", stanza, re.M)
+            key.lower(): value.split() for key, value in re.findall(r"^([\w-]+):\s*(.*(?:\n\s+.*)*)", stanza, re.M)
         }
         if fields.get("enabled") == ["no"] or "deb" not in fields.get("types", []):
             continue
@@ -106,9 +105,7 @@ class Packages:
         store = self._root / "debs"
         store.mkdir(exist_ok=True)
         command = 'cd "$1" && shift && exec "$@"'
-        await self.shop.run(
-            "sh", "-c", command, "sh", store, "apt-get", *self._options, "-qq", "download", *names
-        )
+        await self.shop.run("sh", "-c", command, "sh", store, "apt-get", *self._options, "-qq", "download", *names)
         for package in sorted(store.glob("*.deb")):
             await self.shop.run("dpkg-deb", "-x", package, into)
             package.unlink()

@@ -112,9 +112,7 @@ class Download:
                 return
             except (httpx2.HTTPError, _Broken) as error:
                 if attempt == _ATTEMPTS:
-                    raise Unavailable(
-                        "the image's server does not answer well", detail=repr(error)
-                    ) from error
+                    raise Unavailable("the image's server does not answer well", detail=repr(error)) from error
                 self.progress(0.0, "the connection broke; trying again")
                 await asyncio.sleep(pause)
                 pause *= 2
@@ -154,9 +152,7 @@ class Download:
     async def _opened(self, headers: dict[str, str]) -> AsyncIterator[httpx2.Response]:
         """The answer to `url`, redirects followed by hand, each connection pinned to a checked address."""
         url = _parsed(self.url)
-        async with httpx2.AsyncClient(
-            trust_env=False, timeout=_TIMEOUT, verify=ssl.create_default_context()
-        ) as web:
+        async with httpx2.AsyncClient(trust_env=False, timeout=_TIMEOUT, verify=ssl.create_default_context()) as web:
             for _ in range(MAX_REDIRECTS + 1):
                 address = await self.reach.address(url)
                 request = web.build_request(

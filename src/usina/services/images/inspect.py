@@ -89,9 +89,7 @@ def _qcow2_size(head: bytes) -> int:
     if version not in (2, 3):
         raise _refused(f"qcow2 version {version}; versions 2 and 3 are known")
     if backing_at or backing_length:
-        raise _refused(
-            "a qcow2 file that builds on another file (backing file); flatten it with qemu-img convert"
-        )
+        raise _refused("a qcow2 file that builds on another file (backing file); flatten it with qemu-img convert")
     if crypt:
         raise _refused("an encrypted qcow2 file")
     if not 9 <= cluster_bits <= 21:
@@ -120,9 +118,7 @@ def _must_be_raw(head: bytes, size: int) -> None:
     if not any(head[at : at + len(sign)] == sign for at, sign in _RAW_SIGNS):
         if head.lstrip()[:1] == b"<":
             raise _refused("a web page")
-        raise _refused(
-            "neither a qcow2 file nor a disk: no boot sector, partition table or file system was found"
-        )
+        raise _refused("neither a qcow2 file nor a disk: no boot sector, partition table or file system was found")
     if size % _SECTOR:
         raise _refused(f"{size} bytes, not whole sectors of {_SECTOR}; the end may be missing")
 

@@ -85,9 +85,7 @@ class ImageLibrary:
         with self._alone(image_id) as folder:
             here = await self.upload_offset(image_id)
             if manifest.read(folder) or (folder / _DISK).exists() or offset != here:
-                raise Conflict(
-                    f"this upload stands at byte {here}", code="wrong-offset", data={"offset": here}
-                )
+                raise Conflict(f"this upload stands at byte {here}", code="wrong-offset", data={"offset": here})
             with (folder / _DRAFT).open("ab") as stream:
                 try:
                     async for chunk in chunks:

@@ -82,9 +82,7 @@ _FILES = {
     "etc/machine-id": "",
     # One card with an address is enough to go on; a card without DHCP must not hold up the boot.
     "etc/systemd/system/systemd-networkd-wait-online.service.d/usina.conf": (
-        "[Service]\n"
-        "ExecStart=\n"
-        "ExecStart=/lib/systemd/systemd-networkd-wait-online --any -o routable --timeout=20\n"
+        "[Service]\nExecStart=\nExecStart=/lib/systemd/systemd-networkd-wait-online --any -o routable --timeout=20\n"
     ),
     # cloud-init starts Python four times; each is a second shorter without its check of user data.
     "usr/lib/usina/lean/jsonschema.py": 'raise ImportError("left out to start faster")\n',
@@ -229,9 +227,7 @@ async def _disk(tree: Path, folder: Path, shop: Workshop) -> None:
         stream.truncate(_SIZE)
     shop.env = {"E2FSPROGS_FAKE_TIME": str(_EPOCH), "SOURCE_DATE_EPOCH": str(_EPOCH)}
     options = f"hash_seed={_UUID},root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1"
-    await shop.run(
-        "mkfs.ext4", "-q", "-F", "-L", "usina-root", "-U", _UUID, "-m", "1", "-E", options, "-d", tree, raw
-    )
+    await shop.run("mkfs.ext4", "-q", "-F", "-L", "usina-root", "-U", _UUID, "-m", "1", "-E", options, "-d", tree, raw)
     shop.progress(0.9, "writing the qcow2 file")
     await shop.run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, folder / "disk.qcow2")
 
