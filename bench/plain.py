@@ -16,6 +16,7 @@ from usina.testing.inside import banner, ssh
 from usina.testing.postgres import free_port
 from usina.testing.waiting import until
 
+POLL = 0.25  # seconds between two looks at a guest that boots; looking takes its processor, too
 _LEFT_OUT = {"-name", "-uuid", "-mon", "-add-fd", "-msg"}
 _ALONE = {"-S"}
 
@@ -84,7 +85,7 @@ class PlainGuest:
         with (self._folder / "qemu.log").open("w") as log:
             guest = subprocess.Popen(self._arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            until(lambda: self._greets(guest), limit=300)
+            until(lambda: self._greets(guest), limit=300, pause=POLL)
             until(lambda: ssh(self._port, key, "true", user=user).returncode, lambda code: code == 0, 300)
             return time.monotonic() - begun
         finally:

@@ -24,8 +24,10 @@ async def eventually(
         await asyncio.sleep(0.02)
 
 
-def until(ask: Callable[[], Found], good: Callable[[Found], object] = bool, limit: float = 15.0) -> Found:
-    """As `eventually`, for code without a loop."""
+def until(
+    ask: Callable[[], Found], good: Callable[[Found], object] = bool, limit: float = 15.0, pause: float = 0.05
+) -> Found:
+    """As `eventually`, for code without a loop. `pause` seconds lie between two looks, which are work, too."""
     deadline = time.monotonic() + limit
     while True:
         found = ask()
@@ -33,4 +35,4 @@ def until(ask: Callable[[], Found], good: Callable[[Found], object] = bool, limi
             return found
         if time.monotonic() > deadline:
             raise AssertionError(f"not so within {limit} s; last seen: {found!r}")
-        time.sleep(0.05)
+        time.sleep(pause)
