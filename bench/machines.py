@@ -38,6 +38,7 @@ Json = dict[str, Any]
 MiB = 1 << 20
 HOSTS = 100
 CLIENTS = 8
+IMAGES = ("tiny", "debian-12")
 OPENNEBULA_1000 = 123.0  # seconds for 1,000 VMs, OpenNebula 7.4 tuned: a figure to compare with, measured elsewhere
 OPENNEBULA_ORDERS = 4 * 115.0  # its orders per second, times four
 
@@ -57,6 +58,7 @@ class Bench:
     count: int
     rounds: int
     idle: float
+    images: tuple[str, ...]
     figures: list[Figure] = field(default_factory=list)
 
     def add(self, name: str, value: str, target: str = "", good: bool | None = None) -> None:
@@ -79,7 +81,7 @@ def guest(bench: Bench) -> None:
         os.chmod(folder, 0o711)
         key = ssh_key(Path(folder))
         try:
-            for recipe in ("tiny", "debian-12"):
+            for recipe in bench.images:
                 _guest_of(bench, factory, recipe, key)
         finally:
             factory.wipe()
@@ -298,8 +300,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="guests of each kind (3)")
     parser.add_argument("--idle", type=float, default=30.0, help="seconds to watch the idle process (30)")
     parser.add_argument("--database", default="all", help="sqlite, postgresql, a URL, or all, for the burst")
+    parser.add_argument("--image", choices=IMAGES, action="append", help="of the guests; else both")
     chosen = parser.parse_args()
-    bench = Bench(chosen.count, chosen.rounds, chosen.idle)
+    bench = Bench(chosen.count, chosen.rounds, chosen.idle, tuple(chosen.image or IMAGES))
     with ExitStack() as stack:
         if chosen.only in (None, "burst"):
             for name, url in databases(stack, chosen.database):
