@@ -35,7 +35,8 @@ async def _context(socket: WebSocket) -> Context:
 
 async def _refuse(socket: WebSocket, error: errors.UsinaError) -> None:
     code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), 4503)
-    await socket.close(code, error.message[:120])
+    with suppress(RuntimeError, OSError, WebSocketDisconnect):  # the client may have gone already
+        await socket.close(code, error.message[:120])
 
 
 @router.websocket("/machines/{ref}/console")
