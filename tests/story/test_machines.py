@@ -286,3 +286,48 @@ async def test_deleting_a_machine_takes_its_forwards_along(factory: Running, ord
         await factory.gone(machine["id"])
         await factory.gone(forward["id"], "forwards")
         assert (await client.get("/quotas/main")).json()["used"]["addresses"] == 0
+
+
+async def test_an_image_in_use_stays(factory: Running, order: Order) -> None:
+    machine = await factory.phase((await order())["id"], Phase.RUNNING)
+    async with factory.client() as client:
+        refused = await client.delete("/images/ready")
+        assert (refused.status_code, refused.json()["code"]) == (409, "in-use")
+        await client.delete("/machines/m1")
+        await factory.gone(machine["id"])
+        image = (await client.get("/images/ready")).json()
+        assert (await client.delete("/images/ready")).status_code == 202
+        await factory.gone(image["id"], "images")
+
+
+async def test_several_in_one_order_are_all_or_none(factory: Running) -> None:
+    async with factory.client() as client:
+        body = {"name": "web", "image": "ready", "count": 5}
+        headers = {"Idempotency-Key": "five"}
+        first = await client.post("/machines/batch", json=body, headers=headers)
+        again = await client.post("/machines/batch", json=body, headers=headers)
+        assert first.status_code == again.status_code == 201
+        made = first.json()["items"]
+        assert [m["name"] for m in made] == [f"web-{n}" for n in range(1, 6)]
+        assert [m["id"] for m in again.json()["items"]] == [m["id"] for m in made]
+        for machine in made:
+            await factory.phase(machine["id"], Phase.RUNNING)
+        await client.put("/quotas/main", json={"machines": 9})
+        refused = await client.post("/machines/batch", json=body | {"name": "more"})
+        assert (refused.status_code, refused.json()["code"]) == (409, "quota-exceeded")
+        taken = await client.post("/machines/batch", json=body | {"count": 1})
+        assert (taken.status_code, taken.json()["field"]) == (409, "name")
+        assert len((await client.get("/machines")).json()["items"]) == 5
+        assert (await client.get("/quotas/main")).json()["used"]["machines"] == 5
+
+
+async def test_images_are_seen_as_far_as_they_are_shared(factory: Running) -> None:
+    async with factory.client() as client:
+        await client.post("/projects", json={"name": "other", "tenant": "main"})
+        other = next(p for p in (await client.get("/projects")).json()["items"] if p["name"] == "other")
+        image = await factory.ready_image("secret", other["id"])
+        await client.patch(f"/images/{image}", json={"visibility": "project"})
+        order = {"name": "m1", "image": image, "project": "main"}
+        assert (await client.post("/machines", json=order)).status_code == 404
+        await client.patch(f"/images/{image}", json={"visibility": "tenant"})
+        assert (await client.post("/machines", json=order)).status_code == 201

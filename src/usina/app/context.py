@@ -157,10 +157,7 @@ class Context:
 
     def order(self, work: Work, resource: AnyResource, grant: Grant) -> None:
         """Write an order: the resource, its name, its first event. What it counts is charged apart."""
-        what = resource.kind.value.replace("_", " ")
-        taken = Conflict(f"{what} {resource.name!r} exists already in this project", field="name", code="name-taken")
-        names = f"name:{resource.project}:{resource.kind.value}"
-        work.reserve(names, resource.name, resource.id, grant, lambda: taken)
+        work.name(resource, grant)
         work.order(resource, grant, due=self.now)
         self.tell(work, resource, "ordered", f"ordered by {self.actor.name}")
 

@@ -93,6 +93,7 @@ _FREE_LEFT = delete(reservations).where(
 )
 _FREE_NOTES = delete(reservations).where(reservations.c.scope == _b("b_leaving"), _SETTLED)
 _RESERVE = insert(reservations).inline()
+_NAME = insert(reservations).inline()
 _RESERVE_ALIVE = insert(reservations).from_select(
     ["scope", "key", "owner"],
     select(
@@ -242,6 +243,13 @@ class Work:
         else:
             values = {"b_scope": scope, "b_key": key, "b_owner": owner, "b_alive": alive}
             self.write(TAKE, _RESERVE_ALIVE, values, 1, failure)
+
+    def name(self, resource: AnyResource, proof: Proof) -> None:
+        """Take the name of a new resource, before all else of its order, so that a clash of names is told as such."""
+        what = resource.kind.value.replace("_", " ")
+        taken = Conflict(f"{what} {resource.name!r} exists already in this project", field="name", code="name-taken")
+        scope = f"name:{resource.project}:{resource.kind.value}"
+        self.write(COUNT, _NAME, {"scope": scope, "key": resource.name, "owner": resource.id}, 1, lambda: taken)
 
     def release(self, scope: str, key: str, owner: str, proof: Proof) -> None:
         self.write(FREE, _FREE_ONE, {"b_scope": scope, "b_key": key, "b_owner": owner})
