@@ -35,11 +35,11 @@ class Addresses:
 
     async def _read(self, network: str, cidr: str, fresh: bool) -> None:
         async with self._reading:
-            if fresh or network not in self._taken:
+            if fresh or network not in self._order:
                 self._taken[network] = set(await self._store.resources.users_of(network))
                 self._order[network] = candidates(cidr, network + self._seed)
 
-    def forget(self, network: str) -> None:
-        """Read it again at the next pick (a guess was wrong, or the network is gone)."""
-        self._taken.pop(network, None)
-        self._order.pop(network, None)
+    async def learn(self, network: str) -> None:
+        """A guess was wrong: add what others have taken. What this process has given out meanwhile stays given out."""
+        taken = await self._store.resources.users_of(network)
+        self._taken.setdefault(network, set()).update(taken)

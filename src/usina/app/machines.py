@@ -88,7 +88,7 @@ async def _create(context: Context, order: MachineOrder, names: tuple[str, ...])
             await context.commit(work, amounts)
             return machines
         except AddressTaken as error:  # another control plane was quicker; look again
-            context.house.addresses.forget(error.network)
+            await context.house.addresses.learn(error.network)
             if attempt == 7 or error.asked:
                 raise
         except Conflict:
