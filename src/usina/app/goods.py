@@ -178,14 +178,11 @@ async def add_network(
         cidr = net.free_range(taken, f"{owner.id}/{name}/{len(taken)}")
         if cidr is None:
             raise Conflict("no free network range is left", code="ranges-used-up")
-    elif net.overlaps(cidr, taken):
-        raise RangeTaken(f"cidr: {cidr} overlaps a range that is in use", field="cidr")
     spec = NetworkSpec(cidr, f"{owner.name}.internal")
     network = _new(context, Kind.NETWORK, owner, name, spec, order.labels)
-    failure = RangeTaken(f"cidr: {cidr} is in use", field="cidr")
-    work.reserve("range", cidr, network.id, grant, lambda: failure)
-    if order.cidr is not None:  # an odd range may overlap one that is taken at this very moment: one at a time
-        work.reserve("range-turn", str(len(taken)), network.id, grant, lambda: failure)
+    failure = RangeTaken(f"cidr: {cidr} overlaps a range that is in use", field="cidr")
+    for block in net.blocks(cidr):
+        work.reserve("range", block, network.id, grant, lambda: failure)
     context.order(work, network, grant)
     return network
 

@@ -41,27 +41,25 @@ def parse_remote(cidr: str, field: str = "remote") -> str:
         raise Invalid(f"{field}: {cidr!r} is not an IPv4 range such as 0.0.0.0/0", field=field) from None
 
 
+def blocks(cidr: str) -> list[str]:
+    """The /24 blocks that a range covers or lies in: what it takes, so that no two ranges can overlap."""
+    network = ipaddress.IPv4Network(cidr)
+    if network.prefixlen > 24:
+        return [str(network.supernet(new_prefix=24))]
+    return [str(block) for block in network.subnets(new_prefix=24)]
+
+
 def free_range(taken: Collection[str], seed: str) -> str | None:
-    """A /24 of the pool that overlaps none of `taken`; where the search begins depends on `seed`, so that parallel
-    orders seldom collide."""
+    """A /24 of the pool that is none of the blocks `taken`; where the search begins depends on `seed`, so that
+    parallel orders seldom collide."""
     pool = ipaddress.IPv4Network(POOL)
-    used = [ipaddress.IPv4Network(one) for one in taken]
-    exact = {str(one) for one in used if one.prefixlen == 24}
-    wide = [one for one in used if one.prefixlen != 24]
     count = 1 << (24 - pool.prefixlen)
     start = _number(seed) % count
     for step in range(count):
-        base = int(pool.network_address) + ((start + step) % count << 8)
-        candidate = ipaddress.IPv4Network((base, 24))
-        if str(candidate) not in exact and not any(candidate.overlaps(one) for one in wide):
-            return str(candidate)
+        candidate = str(ipaddress.IPv4Network((int(pool.network_address) + ((start + step) % count << 8), 24)))
+        if candidate not in taken:
+            return candidate
     return None
-
-
-def overlaps(cidr: str, taken: Collection[str]) -> str | None:
-    """The first of `taken` that overlaps `cidr`."""
-    network = ipaddress.IPv4Network(cidr)
-    return next((one for one in taken if network.overlaps(ipaddress.IPv4Network(one))), None)
 
 
 def candidates(cidr: str, seed: str) -> Iterator[str]:

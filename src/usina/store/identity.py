@@ -73,10 +73,6 @@ class Identity:
         row = await self._database.first(_PROJECT, {"b_id": ref})
         return rows.project(row) if row else None
 
-    async def project_named(self, tenant: str, name: str) -> Project | None:
-        row = await self._first(select(projects).where(projects.c.tenant == tenant, projects.c.name == name))
-        return rows.project(row) if row else None
-
     async def projects(
         self,
         *,
