@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from usina.app.context import Context
 from usina.app.machine_parts import CardOrder, attach, card_for, check_possible, image_for
-from usina.core import network as net
 from usina.core.errors import Conflict, Invalid, NotFound, Stale
 from usina.core.grant import Grant
 from usina.core.machine import (
@@ -232,9 +231,7 @@ async def attach_interface(
         owner = await context.project(machine.project)
         cards = machine.spec.interfaces
         check_range(len(cards) + 1, 1, 8, "interfaces")
-        taken = {one.mac for one in cards}
-        number = next(n for n in range(64) if net.mac_of(machine.id, n) not in taken)
-        fresh = await card_for(context, work, owner, grant, machine.id, machine.spec.hostname, number, card)
+        fresh = await card_for(context, work, owner, grant, machine.id, machine.spec.hostname, len(cards), card)
         return replace(machine.spec, interfaces=(*cards, fresh)), f"asked for an interface with {fresh.address}"
 
     return await change(context, ref, project, if_match=if_match, edit=edit)

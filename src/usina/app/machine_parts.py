@@ -71,7 +71,7 @@ async def card_for(
     for position, ref in enumerate(card.security_groups):
         group = await context.house.near.of(project, Kind.SECURITY_GROUP, ref, f"{where}.security_groups[{position}]")
         groups.append(group.id)
-    mac = net.mac_of(machine, number)
+    mac = net.mac_of(address)
     taken = AddressTaken(network.id, address, asked=card.address is not None)
     work.reserve(f"use:{network.id}", address, machine, grant, lambda: taken, alive=network.id)
     known = Conflict(f"hostname: {hostname!r} is in use on this network", field="hostname", code="name-taken")

@@ -1,4 +1,4 @@
-"""Addresses of a project's networks: subnets cut from a pool, addresses cut from a subnet, MACs derived."""
+"""Addresses of a project's networks: subnets cut from a pool, addresses cut from a subnet, MACs derived from them."""
 
 from __future__ import annotations
 
@@ -72,10 +72,13 @@ def candidates(cidr: str, seed: str) -> Iterator[str]:
         yield str(ipaddress.IPv4Address(first + (start + step) % count))
 
 
-def mac_of(machine: str, number: int) -> str:
-    """A locally administered unicast MAC with 40 derived bits, so that asking again gives the same."""
-    digest = hashlib.sha256(f"{machine}/{number}".encode()).digest()
-    return "06:" + ":".join(f"{byte:02x}" for byte in digest[:5])
+def mac_of(address: str) -> str:
+    """The MAC of the card with an IPv4 address: ``10.80.1.5`` is on ``52:54:0a:50:01:05``.
+
+    Locally administered and unicast. Ranges never overlap, so MACs are as unique as addresses, and a network knows its
+    cards before there are any.
+    """
+    return "52:54:" + ipaddress.IPv4Address(address).packed.hex(":")
 
 
 def _number(seed: str) -> int:

@@ -17,7 +17,7 @@ import structlog
 from usina.core.capacity import Host, Inventory
 from usina.core.clock import Clock
 from usina.core.event import Event
-from usina.core.machine import Absent, Seen
+from usina.core.machine import Absent, Seen, Unreachable
 from usina.ports.driver import Driver, DriverError, DriverPlugin, HostSettings, HostUnreachable
 from usina.store import hosts as host_writers
 from usina.store.store import Store
@@ -27,6 +27,7 @@ log = structlog.get_logger()
 SURVEY_EVERY = 3.0
 REFRESH_EVERY = 10.0
 INVENTORY_EVERY = 300.0
+GATHER = 0.1  # seconds that hints wait for each other
 
 Wake = Callable[[list[str]], Awaitable[None]]
 
@@ -41,6 +42,8 @@ class _Post:
     known: dict[str, Seen] = field(default_factory=dict)
     surveyed: Mapping[str, Seen] | None = None  # what the driver gave last; the same object means "nothing new"
     touched: bool = False  # `known` was changed since
+    hinted: set[str] = field(default_factory=set)  # handles to look at; "" for all of them
+    hint: asyncio.Event = field(default_factory=asyncio.Event)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
 
@@ -67,7 +70,9 @@ class Fleet:
         """The open driver of a host. Raises `HostUnreachable` if the host is not (or no longer) ours."""
         post = self._posts.get(host)
         if post is None:
-            await self.refresh()
+            async with self._opening:
+                if host not in self._posts:  # else somebody has opened it while we waited
+                    await self._open_and_close()
             post = self._posts.get(host)
         if post is None:
             raise HostUnreachable("the host is not known")
@@ -88,6 +93,7 @@ class Fleet:
         if post is None:
             return
         post.touched = True
+        post.hinted.discard(handle)  # what was hinted at has been looked at with this
         if isinstance(seen, Absent):
             post.known.pop(handle, None)
         else:
@@ -105,14 +111,17 @@ class Fleet:
     async def refresh(self) -> None:
         """Open hosts that are new, close those that are gone."""
         async with self._opening:
-            current = {host.id: host for host in await self._store.hosts.all()}
-            for gone in set(self._posts) - set(current):
-                await self._close(self._posts.pop(gone))
-            for id, host in current.items():
-                if id in self._posts:
-                    self._posts[id].host = host
-                elif host.provider.driver in self._plugins:
-                    self._start(host)
+            await self._open_and_close()
+
+    async def _open_and_close(self) -> None:
+        current = {host.id: host for host in await self._store.hosts.all()}
+        for gone in set(self._posts) - set(current):
+            await self._close(self._posts.pop(gone))
+        for id, host in current.items():
+            if id in self._posts:
+                self._posts[id].host = host
+            elif host.provider.driver in self._plugins:
+                self._start(host)
 
     async def run(self) -> None:
         """Keep the fleet in step with the host rows, until cancelled."""
@@ -130,6 +139,7 @@ class Fleet:
         post.tasks = [
             asyncio.create_task(self._survey_forever(post), name=f"survey {host.name}"),
             asyncio.create_task(self._watch_forever(post), name=f"watch {host.name}"),
+            asyncio.create_task(self._look_forever(post), name=f"look {host.name}"),
             asyncio.create_task(self._count_forever(post), name=f"inventory {host.name}"),
         ]
 
@@ -169,22 +179,42 @@ class Fleet:
         while True:
             try:
                 async for handle in post.driver.watch():
-                    await self._look(post, handle)
+                    post.hinted.add(handle)
+                    post.hint.set()
             except DriverError:
                 await asyncio.sleep(self._survey_every)
             except Exception:
                 log.exception("watch failed", host=post.host.name)
                 await asyncio.sleep(self._survey_every)
 
-    async def _look(self, post: _Post, handle: str) -> None:
-        if not handle:
+    async def _look_forever(self, post: _Post) -> None:
+        """Look where hints point, a moment later: most are echoes of the reconciler's own deeds, which it has seen."""
+        while True:
+            await post.hint.wait()
+            await asyncio.sleep(GATHER)
+            post.hint.clear()
+            hinted, post.hinted = post.hinted, set()
+            try:
+                await self._look(post, hinted)
+            except DriverError as error:  # the survey tells it, if it lasts
+                log.info("look failed", host=post.host.name, error=error.public)
+            except Exception:
+                log.exception("look failed", host=post.host.name)
+
+    async def _look(self, post: _Post, hinted: set[str]) -> None:
+        if "" in hinted:
             await self._survey(post)
             return
-        seen = await post.driver.observe(handle)
-        known = post.known.get(handle, Absent())
-        if seen != known:
-            self.saw(post.host.id, handle, seen)
-            await self.wake([handle])
+        changed = []
+        for handle in hinted:
+            seen = await post.driver.observe(handle)
+            if isinstance(seen, Unreachable):
+                return  # the survey tells that, of all of them at once
+            if seen != post.known.get(handle, Absent()):
+                self.saw(post.host.id, handle, seen)
+                changed.append(handle)
+        if changed:
+            await self.wake(changed)
 
     async def _reached(self, post: _Post, reachable: bool, message: str) -> None:
         if reachable == post.reachable:

@@ -38,6 +38,7 @@ log = structlog.get_logger()
 ROUNDS = 24  # looks per lease; a resource that needs more is leased again
 PARALLEL = 256
 POLL = 0.5  # seconds between sweeps for what no hint announced
+GATHER = 0.1  # seconds between two sweeps at least: one transaction for many costs little more than for one
 SLOW = 0.5  # seconds after which a step is told at once
 _BRINGING = (Define, Rebuild, AttachInterface)
 GIVE_UP = 8  # failed tries before a wish is called failed (never for deletions)
@@ -61,6 +62,7 @@ class Reconciler:
         self._store, self._leases, self._clock = store, leases, clock
         self._placer, self._hands = placer, hands
         self._hint = asyncio.Event()
+        self._swept = 0.0  # monotonic seconds
         self._running: set[asyncio.Task[None]] = set()
 
     def hint(self) -> None:
@@ -86,6 +88,8 @@ class Reconciler:
             await asyncio.shield(self._leases.let_go())
 
     async def _sweep(self) -> None:
+        await asyncio.sleep(self._swept + GATHER - time.monotonic())  # no pause for who comes after a quiet time
+        self._swept = time.monotonic()
         self._hint.clear()
         room = PARALLEL - len(self._running)
         leased = await self._take(room) if room > 0 else []

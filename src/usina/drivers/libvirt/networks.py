@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
+from typing import Final
 
 import libvirt
 
@@ -11,8 +13,14 @@ from usina.core.machine import NetworkPlan
 from usina.drivers.libvirt import names
 from usina.drivers.libvirt.faults import is_missing
 from usina.drivers.libvirt.filters import Filters
-from usina.drivers.libvirt.network_xml import HostEntry, host_xml, merge_hosts, network_xml, read_hosts, without_host
+from usina.drivers.libvirt.network_xml import Book, card_xml, is_told_whole, name_xml, network_xml, read_book, read_subnets
 from usina.drivers.libvirt.settings import Settings
+
+_DELETE: Final = libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE
+_ADD: Final = libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST
+_CARDS: Final = libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST
+_NAMES: Final = libvirt.VIR_NETWORK_SECTION_DNS_HOST
+_TRIES: Final = 3
 
 
 class Networks:
@@ -32,9 +40,8 @@ class Networks:
             network.setAutostart(1)
         if not network.isActive():
             _bring_up(network)
-        for live in (True, False):
-            _update_hosts(network, lambda present: merge_hosts(present, plan.hosts), live=live)
-        Filters(self._conn, self._settings).ensure_shelter()
+            Filters(self._conn, self._settings).ensure_shelter()
+        _update(network, lambda book, live: book.with_hosts(plan.hosts))
 
     def remove(self, handle: str) -> None:
         network = None if self._settings.session else self._find(handle)
@@ -44,16 +51,16 @@ class Networks:
             network.undefine()
             Filters(self._conn, self._settings).ensure_shelter()
 
-    def forget_hosts(self, cards: Iterable[tuple[str, str]]) -> None:
-        """Drop the DHCP entries of cards, each given as network name and MAC address, from what is kept on disk.
+    def forget_cards(self, cards: Iterable[tuple[str, str]]) -> None:
+        """Take cards, each given as network name and MAC address, out of the DNS.
 
-        A running network keeps them until their address or name is given to another card: any change to it makes
-        libvirt take down and put up all its firewall rules, seconds in which its guests reach nothing.
+        A network that is told of its cards one by one forgets them as well, but not while it runs: that would
+        interrupt its guests (`network_xml`), and an entry does no harm until its address is given to another card.
         """
         for name, mac in cards:
             network = _missing_is_none(partial(self._conn.networkLookupByName, name))
             if network is not None:
-                _update_hosts(network, partial(without_host, mac=mac), live=False)
+                _update(network, partial(_without, mac=mac))
 
     def _find(self, handle: str) -> libvirt.virNetwork | None:
         uuid = names.guest_uuid(self._settings.factory, handle)
@@ -77,20 +84,29 @@ def _bring_up(network: libvirt.virNetwork) -> None:
             raise
 
 
-def _update_hosts(
-    network: libvirt.virNetwork, change: Callable[[Mapping[str, HostEntry]], Mapping[str, HostEntry]], *, live: bool
-) -> None:
-    """Delete before adding: two entries may not share an address or a name, not even for a moment."""
-    present = read_hosts(network.XMLDesc(0 if live else libvirt.VIR_NETWORK_XML_INACTIVE))
+def _without(book: Book, live: bool, mac: str) -> Book:
+    whole = mac == mac_of(book.cards.get(mac, ""))
+    return book.without_name(mac) if live or whole else book.without_card(mac)
+
+
+def _update(network: libvirt.virNetwork, change: Callable[[Book, bool], Book]) -> None:
+    """Change whom the running network knows, and whom it will know when it runs again."""
+    for live in (True, False):
+        if network.isActive() or not live:
+            _settle(network, partial(change, live=live), live)
+
+
+def _settle(network: libvirt.virNetwork, change: Callable[[Book], Book], live: bool) -> None:
+    """Another control plane may do the same at this moment: what it did first is looked at, and not done again."""
+    for _ in range(_TRIES - 1):
+        with suppress(libvirt.libvirtError):
+            return _change(network, change, live)
+    _change(network, change, live)
+
+
+def _change(network: libvirt.virNetwork, change: Callable[[Book], Book], live: bool) -> None:
+    present = read_book(network.XMLDesc(0 if live else libvirt.VIR_NETWORK_XML_INACTIVE))
     wanted = change(present)
-    for mac, entry in present.items():
-        if wanted.get(mac) != entry:
-            _change(network, libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, entry, live)
-    for mac, entry in wanted.items():
-        if present.get(mac) != entry:
-            _change(network, libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, entry, live)
-
-
-def _change(network: libvirt.virNetwork, command: int, entry: HostEntry, live: bool) -> None:
-    flags = libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE if live else libvirt.VIR_NETWORK_UPDATE_AFFECT_CONFIG
-    network.update(command, libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST, -1, host_xml(entry), flags)
+    tell = partial(_tell, network, libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE if live else libvirt.VIR_NETWORK_UPDATE_AFFECT_CONFIG)
+    _move(present.cards, wanted.cards, partial(tell, _CARDS, card_xml)
+    _move(present.names, wanted.names, _NAMES, name_xml)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
+from starlette.types import ASGIApp
 
 from usina import __version__
 from usina.app.context import House
-from usina.core.errors import UsinaError
 from usina.facades.native import door, events, goods, hosts, identity, machines, streams
+from usina.facades.native.orders import ShortWay
 from usina.facades.native.pages import reference
 from usina.facades.native.views import Problem, SignOut, reply
 
@@ -23,8 +22,17 @@ Send your key as `Authorization: Bearer usk-…`. Orders answer at once; what is
 `status`, and `phase` says how far apart they are. Errors are problem+json (RFC 9457) and name the `field`."""
 
 
+_V1 = "/v1"
+_ORDERED = (machines.router, goods.volumes, goods.networks, goods.groups, goods.forwards, goods.images_router)
+
+
+def serve(house: House) -> ASGIApp:
+    """What is mounted: the application for one house, with a short way for orders."""
+    return ShortWay(house, make(house), _V1, _ORDERED)
+
+
 def make(house: House) -> FastAPI:
-    """The application for one house."""
+    """The application for one house, with every route."""
     app = FastAPI(
         title="Usina",
         version=__version__,
@@ -35,25 +43,10 @@ def make(house: House) -> FastAPI:
         max_body_size=door.BODY_LIMIT,
     )
     app.state.house = house
-    app.add_exception_handler(UsinaError, door.on_usina_error)
-    app.add_exception_handler(RequestValidationError, door.on_validation)
-    app.add_exception_handler(HTTPException, door.on_http)
-    app.add_exception_handler(Exception, door.on_crash)
-    routers = (
-        _about(house),
-        machines.router,
-        goods.volumes,
-        goods.networks,
-        goods.groups,
-        goods.forwards,
-        goods.images_router,
-        hosts.router,
-        identity.router,
-        events.router,
-        streams.router,
-    )
-    for router in routers:
-        app.include_router(router, prefix="/v1")
+    for kind, handler in door.HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+    for router in (_about(house), *_ORDERED, hosts.router, identity.router, events.router, streams.router):
+        app.include_router(router, prefix=_V1)
     _describe(app)
 
     @app.get("/docs", include_in_schema=False)

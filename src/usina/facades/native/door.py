@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import secrets
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 import structlog
@@ -187,3 +188,18 @@ async def on_crash(request: Request, error: Exception) -> Response:
         "internal",
         request_id=id,
     )
+
+
+HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+    errors.UsinaError: on_usina_error,
+    RequestValidationError: on_validation,
+    HTTPException: on_http,
+    Exception: on_crash,
+}
+"""Who answers for which error; the first that fits."""
+
+
+async def answer_to(request: Request, error: Exception) -> Response:
+    """The answer to `error`, where no framework looks it up."""
+    handler = next(handler for kind, handler in HANDLERS.items() if isinstance(error, kind))
+    return await handler(request, error)

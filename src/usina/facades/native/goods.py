@@ -25,16 +25,15 @@ from usina.facades.native.models import (
     VolumeChange,
     VolumeIn,
 )
-from usina.facades.native.orders import OrderRoute
 from usina.facades.native.views import OffsetOut, ResourceOut, ResourcePage, one, page, reply, resource_view
 
 PROBLEMS = problems(401, 403, 404, 409, 413, 422, 503)
 
-volumes = APIRouter(route_class=OrderRoute, prefix="/volumes", tags=["volumes"], responses=PROBLEMS)
-networks = APIRouter(route_class=OrderRoute, prefix="/networks", tags=["networks"], responses=PROBLEMS)
-groups = APIRouter(route_class=OrderRoute, prefix="/security-groups", tags=["networks"], responses=PROBLEMS)
-forwards = APIRouter(route_class=OrderRoute, prefix="/forwards", tags=["networks"], responses=PROBLEMS)
-images_router = APIRouter(route_class=OrderRoute, prefix="/images", tags=["images"], responses=PROBLEMS)
+volumes = APIRouter(prefix="/volumes", tags=["volumes"], responses=PROBLEMS)
+networks = APIRouter(prefix="/networks", tags=["networks"], responses=PROBLEMS)
+groups = APIRouter(prefix="/security-groups", tags=["networks"], responses=PROBLEMS)
+forwards = APIRouter(prefix="/forwards", tags=["networks"], responses=PROBLEMS)
+images_router = APIRouter(prefix="/images", tags=["images"], responses=PROBLEMS)
 
 NameQuery = Annotated[str | None, Query(pattern=NAME, max_length=63)]
 

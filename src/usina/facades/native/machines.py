@@ -25,12 +25,9 @@ from usina.facades.native.models import (
     RebuildIn,
     SnapshotIn,
 )
-from usina.facades.native.orders import OrderRoute
 from usina.facades.native.views import ResourceOut, ResourcePage, one, page, reply, resource_view
 
-router = APIRouter(
-    prefix="/machines", route_class=OrderRoute, tags=["machines"], responses=problems(401, 403, 404, 409, 413, 422, 503)
-)
+router = APIRouter(prefix="/machines", tags=["machines"], responses=problems(401, 403, 404, 409, 413, 422, 503))
 
 SnapshotPath = Annotated[str, Path(pattern=NAME, max_length=63)]
 MacPath = Annotated[str, Path(pattern=r"^[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}$")]
