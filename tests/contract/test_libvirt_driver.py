@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import secrets
 import signal
 from collections.abc import AsyncIterator
@@ -15,10 +16,11 @@ import pytest
 import pytest_asyncio
 
 from usina.core.machine import ImageFiles, NetworkPlan, Power, Rule
+from usina.core.network import mac_of
 from usina.drivers.libvirt import PLUGIN, names
 from usina.drivers.libvirt.daemon import ensure_local_daemon
 from usina.drivers.libvirt.driver import LibvirtDriver
-from usina.drivers.libvirt.network_xml import read_hosts
+from usina.drivers.libvirt.network_xml import Book, read_book
 from usina.ports.driver import Driver, DriverError, HostSettings
 from usina.services.images.cache import built, default_cache
 from usina.services.images.catalogue import recipe_named
@@ -80,12 +82,21 @@ def left_on_the_host() -> set[str]:
     return things
 
 
-def entries(host: HostSettings, plan: NetworkPlan, flags: int = 0) -> set[tuple[str, str, str]]:
-    """The DHCP entries that a network has: the running one, or the one kept on disk."""
+def book(host: HostSettings, plan: NetworkPlan, flags: int = 0) -> Book:
+    """Whom a network knows: the running one, or the one kept on disk."""
     conn = libvirt.open("qemu:///system")
     text = conn.networkLookupByName(names.network(host.factory, plan.handle)).XMLDesc(flags)
     conn.close()
-    return set(read_hosts(text).values())
+    return read_book(text)
+
+
+def lladdr(address: str) -> str:
+    """What this machine has heard an IPv4 address to be by ARP; nothing if nobody answered."""
+    for line in Path("/proc/net/arp").read_text().splitlines()[1:]:
+        ip, _, flags, mac, *_ = line.split()
+        if ip == address and int(flags, 16):
+            return mac
+    return ""
 
 
 async def opens(driver: Driver, handle: str, address: str, port: int) -> bool:
@@ -158,6 +169,7 @@ class TestLibvirtDriver(DriverContract):
             await self.say(driver, guest.handle, f"ip addr add {thief}/24 dev eth0")
             assert await ssh()
             assert not await opens(driver, guest.handle, thief, 22)
+            assert (lladdr(card.address), lladdr(thief)) == (card.mac, "")  # its answers to ARP went no further
             await self.say(
                 driver,
                 guest.handle,
@@ -187,11 +199,17 @@ class TestLibvirtDriver(DriverContract):
             ]
             for address, target_port in targets:
                 await self.say(driver, one.handle, f"nc -w 3 {address} {target_port} < /dev/null")
-            await self.say(driver, one.handle, f"nslookup guest {one.networks[0].gateway}", patience=20)
+            later = mac_of("10.213.255.7"), f"{one.networks[0].gateway.rpartition('.')[0]}.7", "later"
+            await driver.ensure_network(replace(one.networks[0], hosts=(later,)))
+            for name in ("guest", "later", later[1]):
+                await self.say(driver, one.handle, f"nslookup {name} {one.networks[0].gateway}", patience=20)
             log = await driver.console_log(one.handle)
             assert b"bait-taken" not in log
             assert b"SSH-2.0" not in log
-            assert one.interfaces[0].address.encode() in log  # DNS of its own gateway does answer
+            domain = one.networks[0].domain  # DNS of its own gateway does answer
+            for address, name in ((one.interfaces[0].address, "guest"), later[1:]):
+                assert re.search(rf"Name:\s+{name}(.{domain})?\s+Address[^\n]*{address}", log.decode())
+            assert f"name = later.{domain}" in log.decode()
 
     async def test_a_killed_definition_is_finished_by_the_next(self, driver: LibvirtDriver, plan: PlanMaker) -> None:
         """As if the control plane had died after the disk was made: no guest yet, and no second disk later."""
@@ -201,22 +219,31 @@ class TestLibvirtDriver(DriverContract):
         async with made(driver, guest):
             assert (await present(driver, guest.handle)).power is Power.OFF
 
-    async def test_each_guest_has_its_own_entry_on_a_shared_network(
+    async def test_names_of_a_shared_network_come_and_go_and_cards_stay(
         self, driver: Driver, plan: PlanMaker, host: HostSettings
     ) -> None:
         one, other = plan(), plan()
         network, prefix = one.networks[0], one.networks[0].gateway.rpartition(".")[0]
-        mac = other.interfaces[0].mac
-        entry = (mac, f"{prefix}.11", "other")
-        card = replace(other.interfaces[0], address=entry[1], network=network.handle)
-        other = replace(other, interfaces=(card,), networks=(replace(network, hosts=(entry,)),))
-        first = network.hosts[0]
-        async with made(driver, one), made(driver, other):
-            assert entries(host, network) == entries(host, network, KEPT) == {first, entry}
+        address = f"{prefix}.11"
+        mac, first = mac_of(address), network.hosts[0]
+        card = replace(other.interfaces[0], mac=mac, address=address, network=network.handle)
+        other = replace(other, interfaces=(card,), networks=(replace(network, hosts=((mac, address, "other"),)),))
+        async with made(driver, one):
+            cards = book(host, network).cards
+            assert cards[mac] == address  # before there is such a guest
+            async with made(driver, other):
+                for flags in (0, KEPT):
+                    assert book(host, network, flags) == Book(cards, {first[1]: first[2], address: "other"})
+            await driver.ensure_network(network)
             await driver.remove(other.handle)
-            assert entries(host, network, KEPT) == {first}
-            await driver.ensure_network(replace(network, hosts=((mac, first[1], "next"),)))  # an address has one owner
-            assert entries(host, network) == entries(host, network, KEPT) == {(mac, first[1], "next")}
+            for flags in (0, KEPT):
+                assert book(host, network, flags).names == {first[1]: first[2]}
+            stranger = "52:54:00:12:34:56", first[1], "next"  # an address has one owner, and so has a name
+            await driver.ensure_network(replace(network, hosts=(stranger,)))
+            for flags in (0, KEPT):
+                now = book(host, network, flags)
+                assert now.names == {first[1]: "next"}
+                assert [mac for mac, address in now.cards.items() if address == first[1]] == [stranger[0]]
 
     async def test_what_is_not_ours_is_neither_seen_nor_touched(
         self, driver: Driver, plan: PlanMaker, host: HostSettings

@@ -16,13 +16,14 @@ import pytest
 from usina.core.capacity import DeviceKind
 from usina.core.errors import Invalid
 from usina.core.machine import DevicePlan, Firmware, ImageFiles, InterfacePlan, MachinePlan, NetworkPlan, Rule
+from usina.core.network import mac_of
 from usina.core.units import GiB, MiB
 from usina.drivers.libvirt import metadata, names, settings
 from usina.drivers.libvirt.devices import mdev_xml
 from usina.drivers.libvirt.domain_xml import Files, Ground, disk_target, domain_xml
 from usina.drivers.libvirt.filter_xml import filter_xml, same_filter, shelter_xml
 from usina.drivers.libvirt.inventory import Texts, build_inventory, read_devices
-from usina.drivers.libvirt.network_xml import merge_hosts, network_xml, read_hosts
+from usina.drivers.libvirt.network_xml import Book, network_xml, read_book
 from usina.drivers.libvirt.probe import Accelerator, boot_sector
 from usina.drivers.libvirt.seed import seed_iso
 from usina.ports.driver import HostSettings
@@ -34,6 +35,13 @@ MAC = "52:54:00:12:34:56"
 
 NETWORK = NetworkPlan(
     "net-01k0000000000000000000000", "10.80.4.0/22", "10.80.4.1", "phys.example", ((MAC, "10.80.4.10", "one"),)
+)
+SMALL = NetworkPlan(
+    "net-01k0000000000000000000001",
+    "10.80.8.8/29",
+    "10.80.8.9",
+    "b.example",
+    (("52:54:0a:50:08:0c", "10.80.8.12", "two"),),
 )
 PLAIN = MachinePlan(
     handle=HANDLE,
@@ -89,6 +97,7 @@ RULES = (
 )
 OTHERS = {
     "network": (network_xml(NETWORK, "f1"), "network"),
+    "small-network": (network_xml(SMALL, "f1"), "network"),
     "filter": (filter_xml("f1", HANDLE, MAC, RULES), "nwfilter"),
     "shelter": (shelter_xml("f1", ["192.0.2.9", "10.80.4.1"], ["10.80.4.0/22", "192.168.122.0/24"]), "nwfilter"),
     "mdev-device": (mdev_xml(MDEV.address, names.mdev_uuid(HANDLE, MDEV.address)), "nodedev"),
@@ -171,20 +180,45 @@ def test_names_fit_their_places() -> None:
     assert len(names.serial(VOLUME)) <= 20
     assert names.volume_handle(f"/any/where/{names.volume(VOLUME)}") == VOLUME
     assert names.volume_handle("/any/root-x.qcow2") is None
-    assert read_hosts(network_xml(NETWORK, "f1")) == {MAC: NETWORK.hosts[0]}
 
 
 def test_entries_of_other_machines_stay_and_clashing_ones_go() -> None:
-    known = [("52:54:00:00:00:0" + str(n), f"10.80.4.{n}", f"m{n}") for n in range(1, 6)]
-    present = {entry[0]: entry for entry in known}
+    known = [(f"52:54:00:00:00:0{n}", f"10.80.4.{n}", f"m{n}") for n in range(1, 6)]
     wanted = [
         ("52:54:00:00:00:01", "10.80.4.11", "m1"),  # the same card at another address
         ("52:54:00:AA:00:00", "10.80.4.2", "new"),  # another card at the address of the second
         ("52:54:00:bb:00:00", "10.80.4.30", "m3"),  # another card with the name of the third
+        ("52:54:00:cc:00:00", "10.80.4.31", ""),  # one without a name
     ]
-    merged = merge_hosts(present, wanted)
-    assert sorted(merged.values()) == sorted([(mac.lower(), a, n) for mac, a, n in wanted] + known[3:])
-    assert merge_hosts(merged, wanted) == merged
+    book = Book({}, {}).with_hosts(known).with_hosts(wanted)
+    assert book.with_hosts(wanted) == book
+    gone = known[0][0], known[1][0]
+    cards = {mac: address for mac, address, _ in known} | {mac.lower(): address for mac, address, _ in wanted}
+    assert book.cards == {mac: address for mac, address in cards.items() if mac != gone[1]}
+    assert book.names == {
+        "10.80.4.2": "new",
+        "10.80.4.4": "m4",
+        "10.80.4.5": "m5",
+        "10.80.4.11": "m1",
+        "10.80.4.30": "m3",
+    }
+    less = book.without_name("52:54:00:BB:00:00")
+    assert less == Book(book.cards, {address: name for address, name in book.names.items() if name != "m3"})
+
+
+def test_a_network_of_the_usual_size_knows_all_its_cards_and_a_larger_one_those_it_is_told_of() -> None:
+    whole = replace(NETWORK, cidr="10.80.4.0/24", hosts=(("52:54:0a:50:04:0a", "10.80.4.10", "one"),))
+    book = read_book(network_xml(whole, "f1"))
+    assert len(book.cards) == 253
+    assert book.with_hosts(whole.hosts) == book == Book(book.cards, {"10.80.4.10": "one"})
+    assert all(mac == mac_of(address) for mac, address in book.cards.items())
+    assert {"10.80.4.1", "10.80.4.255"}.isdisjoint(book.cards.values())
+    assert read_book(network_xml(NETWORK, "f1")) == Book({MAC: "10.80.4.10"}, {"10.80.4.10": "one"})
+
+
+def test_no_filter_grows_with_the_networks_of_the_pool() -> None:
+    known = ("192.0.2.9", "10.64.7.1"), ("10.64.7.0/24", "192.168.122.0/24")
+    assert shelter_xml("f1", *known) == shelter_xml("f1", known[0][:1], known[1][1:])
 
 
 def test_the_seed_is_what_cloud_init_looks_for() -> None:

@@ -223,7 +223,7 @@ class LibvirtDriver:
         cards = await self._do("detach the interface", lambda conn: self._guests(conn).cards(handle))
         async with self._alone("networks"):
             mine = [card for card in cards if card[1] == mac]
-            await self._do("detach the interface", lambda conn: self._networks(conn).forget_hosts(mine))
+            await self._do("detach the interface", lambda conn: self._networks(conn).forget_names(mine))
         await self._unplug(handle, "detach the interface", lambda domain: devices.unplug_interface(domain, mac))
         await self._do("detach the interface", lambda conn: self._filters(conn).remove(handle, mac))
 
@@ -237,9 +237,9 @@ class LibvirtDriver:
     async def remove(self, handle: str) -> None:
         """The definition goes late: what is looked up in it must be gone before it is."""
 
-        def forget_hosts(conn: libvirt.virConnect) -> None:
+        def forget_names(conn: libvirt.virConnect) -> None:
             self._guests(conn).pull_plug(handle)
-            self._networks(conn).forget_hosts(self._guests(conn).cards(handle))
+            self._networks(conn).forget_names(self._guests(conn).cards(handle))
 
         def remove(conn: libvirt.virConnect) -> None:
             domain = self._guests(conn).find(handle)
@@ -251,7 +251,7 @@ class LibvirtDriver:
             self._storage(conn).delete_guest_files(handle)
 
         async with self._alone("networks"):
-            await self._do("remove the guest", forget_hosts)
+            await self._do("remove the guest", forget_names)
         await self._do("remove the guest", remove)
 
     # --- to the guest

@@ -44,16 +44,14 @@ class Book:
         )
 
     def without_name(self, mac: str) -> Book:
-        """Without the name of a card."""
-        return Book(self.cards, _without(self.names, self.cards.get(mac.lower(), "")))
-
-    def without_card(self, mac: str) -> Book:
-        return Book(_without(self.cards, mac.lower()), self.without_name(mac).names)
+        """Without the name of the card with that MAC."""
+        address = self.cards.get(mac.lower())
+        return Book(self.cards, {one: name for one, name in self.names.items() if one != address})
 
 
 def network_xml(plan: NetworkPlan, factory: str) -> str:
     name, subnet = names.network(factory, plan.handle), IPv4Network(plan.cidr)
-    known = Book(_all_cards(subnet) if is_told_whole(subnet) else {}, {}).with_hosts(plan.hosts)
+    known = Book(_all_cards(subnet), {}).with_hosts(plan.hosts)
     network = root("network")
     add(network, "name", name)
     add(network, "uuid", names.guest_uuid(factory, plan.handle))
@@ -103,13 +101,10 @@ def read_subnets(network: str) -> list[str]:
     ]
 
 
-def is_told_whole(subnet: IPv4Network) -> bool:
-    """Whether a network of that range knows all its cards from the start."""
-    return subnet.prefixlen >= _TOLD_WHOLE
-
-
 def _all_cards(subnet: IPv4Network) -> dict[str, str]:
-    """Of every address but the network's, the gateway's and the broadcast address."""
+    """Those of every address a guest may have, where these are few enough; else none."""
+    if subnet.prefixlen < _TOLD_WHOLE:
+        return {}
     return {mac_of(address): address for address in map(str, list(subnet)[2:-1])}
 
 
@@ -123,7 +118,3 @@ def _names(network: Element, known: Mapping[str, str]) -> None:
 def _merge(present: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str]:
     taken = set(wanted.values())
     return {key: value for key, value in present.items() if value not in taken} | dict(wanted)
-
-
-def _without(present: Mapping[str, str], key: str) -> dict[str, str]:
-    return {one: value for one, value in present.items() if one != key}

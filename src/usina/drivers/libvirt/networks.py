@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Final
@@ -13,7 +13,7 @@ from usina.core.machine import NetworkPlan
 from usina.drivers.libvirt import names
 from usina.drivers.libvirt.faults import is_missing
 from usina.drivers.libvirt.filters import Filters
-from usina.drivers.libvirt.network_xml import Book, card_xml, is_told_whole, name_xml, network_xml, read_book, read_subnets
+from usina.drivers.libvirt.network_xml import Book, card_xml, name_xml, network_xml, read_book
 from usina.drivers.libvirt.settings import Settings
 
 _DELETE: Final = libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE
@@ -41,7 +41,7 @@ class Networks:
         if not network.isActive():
             _bring_up(network)
             Filters(self._conn, self._settings).ensure_shelter()
-        _update(network, lambda book, live: book.with_hosts(plan.hosts))
+        _update(network, lambda book: book.with_hosts(plan.hosts))
 
     def remove(self, handle: str) -> None:
         network = None if self._settings.session else self._find(handle)
@@ -51,16 +51,16 @@ class Networks:
             network.undefine()
             Filters(self._conn, self._settings).ensure_shelter()
 
-    def forget_cards(self, cards: Iterable[tuple[str, str]]) -> None:
-        """Take cards, each given as network name and MAC address, out of the DNS.
+    def forget_names(self, cards: Iterable[tuple[str, str]]) -> None:
+        """Take the names of cards, each given as network name and MAC address, out of the DNS.
 
-        A network that is told of its cards one by one forgets them as well, but not while it runs: that would
-        interrupt its guests (`network_xml`), and an entry does no harm until its address is given to another card.
+        Their DHCP entries stay: a card has its address to itself, and each change there interrupts the guests of the
+        network (`network_xml`).
         """
         for name, mac in cards:
             network = _missing_is_none(partial(self._conn.networkLookupByName, name))
             if network is not None:
-                _update(network, partial(_without, mac=mac))
+                _update(network, partial(Book.without_name, mac=mac))
 
     def _find(self, handle: str) -> libvirt.virNetwork | None:
         uuid = names.guest_uuid(self._settings.factory, handle)
@@ -84,29 +84,29 @@ def _bring_up(network: libvirt.virNetwork) -> None:
             raise
 
 
-def _without(book: Book, live: bool, mac: str) -> Book:
-    whole = mac == mac_of(book.cards.get(mac, ""))
-    return book.without_name(mac) if live or whole else book.without_card(mac)
+def _update(network: libvirt.virNetwork, change: Callable[[Book], Book]) -> None:
+    """Change whom the running network knows, and whom it will know when it is started again.
 
-
-def _update(network: libvirt.virNetwork, change: Callable[[Book, bool], Book]) -> None:
-    """Change whom the running network knows, and whom it will know when it runs again."""
-    for live in (True, False):
-        if network.isActive() or not live:
-            _settle(network, partial(change, live=live), live)
+    Another control plane may do the same at this moment: what it did is then seen, and not done again.
+    """
+    for live in (True, False) if network.isActive() else (False,):
+        for _ in range(_TRIES - 1):
+            with suppress(libvirt.libvirtError):
+                _settle(network, change, live)
+                break
+        else:
+            _settle(network, change, live)
 
 
 def _settle(network: libvirt.virNetwork, change: Callable[[Book], Book], live: bool) -> None:
-    """Another control plane may do the same at this moment: what it did first is looked at, and not done again."""
-    for _ in range(_TRIES - 1):
-        with suppress(libvirt.libvirtError):
-            return _change(network, change, live)
-    _change(network, change, live)
-
-
-def _change(network: libvirt.virNetwork, change: Callable[[Book], Book], live: bool) -> None:
     present = read_book(network.XMLDesc(0 if live else libvirt.VIR_NETWORK_XML_INACTIVE))
     wanted = change(present)
-    tell = partial(_tell, network, libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE if live else libvirt.VIR_NETWORK_UPDATE_AFFECT_CONFIG)
-    _move(present.cards, wanted.cards, partial(tell, _CARDS, card_xml)
-    _move(present.names, wanted.names, _NAMES, name_xml)
+    flag = libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE if live else libvirt.VIR_NETWORK_UPDATE_AFFECT_CONFIG
+    for section, told, table, xml in (
+        (_CARDS, present.cards, wanted.cards, card_xml),
+        (_NAMES, present.names, wanted.names, name_xml),
+    ):
+        gone, new = told.items() - table.items(), table.items() - told.items()
+        for command, entries in ((_DELETE, gone), (_ADD, new)):  # no two share a side, not even for a moment
+            for key, value in sorted(entries):
+                network.update(command, section, -1, xml(key, value), flag)
