@@ -6,14 +6,16 @@ one guest, one claim, one address, the quota counted once; and after deletion no
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 
+from usina.drivers.fake.world import World
 from usina.testing.nursery import Nursery
 from usina.testing.process import FactoryProcess, Refused
 from usina.testing.waiting import until
@@ -61,8 +63,9 @@ def again(factory: FactoryProcess, fault: str, wish: Callable[[], None]) -> None
 
 def world(factory: FactoryProcess) -> list[Json]:
     """The guests that stand on the pretended host."""
-    [guests] = factory.data_dir.glob("hosts/*/fake/guests")
-    return [json.loads(file.read_text()) for file in sorted(guests.glob("*.json"))]
+    [host] = factory.data_dir.glob("hosts/*/fake")
+    with closing(World(host)) as opened:
+        return [msgspec.to_builtins(guest) for _, guest in sorted(opened.all().items())]
 
 
 def exactly_one(factory: FactoryProcess) -> Json:

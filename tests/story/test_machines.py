@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Awaitable, Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
+import msgspec
 import pytest
 
+from usina.core.machine import Power
 from usina.core.resource import Phase
+from usina.drivers.fake.world import Guest, World
 from usina.testing.factory import Running
 from usina.testing.waiting import eventually
 
@@ -18,9 +20,22 @@ Json = dict[str, Any]
 Order = Callable[..., Awaitable[Json]]
 
 
-def guest_file(factory: Running, machine: Json) -> Path:
+@contextmanager
+def world(factory: Running, machine: Json) -> Iterator[World]:
+    """The pretended host of a machine, from outside."""
+    with closing(World(factory.factory.settings.data_dir / "hosts" / machine["host"] / "fake")) as opened:
+        yield opened
+
+
+def guest_of(factory: Running, machine: Json) -> Guest | None:
     """The pretended guest, as the host keeps it."""
-    return factory.factory.settings.data_dir / "hosts" / machine["host"] / "fake/guests" / f"{machine['id']}.json"
+    with world(factory, machine) as host:
+        return host.load(machine["id"])
+
+
+def remove_by_hand(factory: Running, machine: Json) -> None:
+    with world(factory, machine) as host:
+        host.remove(machine["id"])
 
 
 async def test_from_order_to_nothing_left(factory: Running, order: Order) -> None:
@@ -42,7 +57,7 @@ async def test_from_order_to_nothing_left(factory: Running, order: Order) -> Non
         "machine.deleting", "machine.deleting", "machine.step", "machine.deleted",
     ]  # fmt: skip
     assert [e["seq"] for e in story] == sorted(e["seq"] for e in story)
-    assert not guest_file(factory, machine).exists()
+    assert guest_of(factory, machine) is None
 
 
 @pytest.mark.parametrize(
@@ -76,7 +91,7 @@ async def test_every_change_reaches_the_guest(factory: Running, order: Order) ->
             answer = await client.request(method, f"/machines/m1{path}", json=body)
             assert answer.status_code in (200, 202), answer.text
             await settled(factory, machine["id"], answer.json()["generation"])
-            return dict(json.loads(guest_file(factory, machine).read_text()))
+            return dict(msgspec.to_builtins(guest_of(factory, machine)))
 
         guest = await change("PATCH", "", {"cores": 4, "memory": 2 << 30})
         assert (guest["cores"], guest["memory"], guest["power"]) == (4, 2 << 30, "on")
@@ -125,11 +140,11 @@ async def test_a_volume_is_one_machines_at_a_time(factory: Running, order: Order
 
 async def test_a_guest_that_dies_outside_is_told_within_seconds(factory: Running, order: Order) -> None:
     machine = await factory.phase((await order())["id"], Phase.RUNNING)
-    file = guest_file(factory, machine)
-    guest = json.loads(file.read_text())
-    replacement = file.with_suffix(".new")
-    replacement.write_text(json.dumps(guest | {"power": "off", "crashed": True}))
-    replacement.rename(file)
+    with world(factory, machine) as host:
+        guest = host.load(machine["id"])
+        assert guest is not None
+        guest.power, guest.crashed = Power.OFF, True
+        host.save(guest)
     machine = await factory.phase(machine["id"], Phase.FAILED, limit=10)
     assert any(c["reason"] == "guest-died" and not c["ok"] for c in machine["conditions"])
     async with factory.client() as client:
@@ -141,7 +156,7 @@ async def test_a_guest_that_dies_outside_is_told_within_seconds(factory: Running
 
 async def test_a_guest_removed_by_hand_is_told_and_can_be_started_anew(factory: Running, order: Order) -> None:
     machine = await factory.phase((await order())["id"], Phase.RUNNING)
-    guest_file(factory, machine).unlink()
+    remove_by_hand(factory, machine)
     machine = await factory.phase(machine["id"], Phase.FAILED, limit=10)
     assert any(c["reason"] == "removed-outside" for c in machine["conditions"])
     async with factory.client() as client:
@@ -155,24 +170,25 @@ async def test_a_guest_made_anew_does_no_old_deed_again(factory: Running, order:
     async with factory.client() as client:
         answer = await client.post("/machines/m1/rebuild", json={})
         await settled(factory, machine["id"], answer.json()["generation"])
-        guest_file(factory, machine).unlink()
+        remove_by_hand(factory, machine)
         await factory.phase(machine["id"], Phase.FAILED, limit=10)
         answer = await client.post("/machines/m1/start")
         await settled(factory, machine["id"], answer.json()["generation"])
         story = (await client.get("/stories/m1")).json()["items"]
     assert [e["data"].get("step") for e in story].count("Rebuild") == 1
-    assert json.loads(guest_file(factory, machine).read_text())["marks"] == {"rebuilds": 1}
+    guest = guest_of(factory, machine)
+    assert guest is not None and guest.marks == {"rebuilds": 1}
 
 
 async def test_restart_always_brings_a_guest_back(factory: Running, order: Order) -> None:
     machine = await factory.phase((await order(restart="always"))["id"], Phase.RUNNING)
-    guest_file(factory, machine).unlink()
-    await eventually(lambda: exists(guest_file(factory, machine)), limit=10)
+    remove_by_hand(factory, machine)
+
+    async def guest() -> Guest | None:
+        return guest_of(factory, machine)
+
+    await eventually(guest, limit=10)
     await factory.phase(machine["id"], Phase.RUNNING)
-
-
-async def exists(path: Path) -> bool:
-    return path.exists()
 
 
 async def test_a_host_that_vanishes_is_told_and_comes_back(factory: Running, order: Order) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from usina.drivers.fake.world import World
 from usina.testing import postgres
 from usina.testing.process import FactoryProcess, Json
 from usina.testing.waiting import until
@@ -88,8 +89,10 @@ def share(first: FactoryProcess, second: FactoryProcess, tmp_path: Path) -> None
     second.call("POST", "/machines", {"name": "one-too-many", "cores": 4} | SMALL)
     told = until(lambda: refusal(second, "one-too-many"))
     assert told == "10 hosts: 10 lack cores"
-    guests = [p for n in range(10) for p in (tmp_path / f"h{n}" / "guests").glob("*.json")]
-    assert len(guests) == 100
+    worlds = [World(tmp_path / f"h{n}") for n in range(10)]
+    assert sum(len(world.all()) for world in worlds) == 100
+    for world in worlds:
+        world.close()
 
 
 def order_in_parallel(doors: tuple[FactoryProcess, ...], names: list[str]) -> None:

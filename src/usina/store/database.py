@@ -13,8 +13,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Engine, Executable, Insert, Row, create_engine, event, text
 from sqlalchemy.engine import make_url
@@ -29,8 +28,11 @@ Result = TypeVar("Result")
 _COMMIT_LOCK = 0x7573696E61  # "usina"
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+def _changed_meanwhile() -> UsinaError:
+    return Conflict("the object changed meanwhile")
+
+
+class Write(NamedTuple):
     """One guarded statement. `expect` is the number of rows it must touch (None: any).
 
     `rank` orders statements within a transaction: what frees comes before what takes.
@@ -40,7 +42,7 @@ class Write:
     statement: Executable
     values: Mapping[str, Any]
     expect: int | None = None
-    failure: Callable[[], UsinaError] = field(default=lambda: Conflict("the object changed meanwhile"))
+    failure: Callable[[], UsinaError] = _changed_meanwhile
 
 
 class GuardFailed(Exception):

@@ -201,7 +201,7 @@ class FakeDriver:
 
     async def remove(self, handle: str) -> None:
         self._reach()
-        self._world.drop("guests", handle)
+        self._world.remove(handle)
         self._changed.put_nowait(handle)
 
     async def console_log(self, handle: str) -> bytes:
@@ -216,6 +216,7 @@ class FakeDriver:
     async def close(self) -> None:
         while not self._changed.empty():
             self._changed.get_nowait()
+        self._world.close()
 
     # --- within
 

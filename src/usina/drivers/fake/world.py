@@ -1,9 +1,14 @@
-"""The pretended host's disk: one small JSON file per guest, written whole and renamed, so a kill never halves one."""
+"""The pretended host's disk. Guests are lines of a journal, the last one of each counts; a kill never halves one.
+
+Several processes may have the same world open, as control planes that share a host do: each appends whole lines, and
+reads what others have appended before it looks. The journal only grows; a pretended host is not kept for years.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -15,9 +20,9 @@ class Guest(msgspec.Struct, omit_defaults=True):
     """A guest as the pretended host keeps it."""
 
     handle: str
-    cores: int
-    memory: int
-    image: str
+    cores: int = 0
+    memory: int = 0
+    image: str = ""
     power: Power = Power.OFF
     crashed: bool = False
     volumes: list[str] = []
@@ -27,6 +32,7 @@ class Guest(msgspec.Struct, omit_defaults=True):
     starts: int = 0
     rules: dict[str, int] = {}
     log: str = ""
+    gone: bool = False
 
 
 _DECODER = msgspec.json.Decoder(Guest)
@@ -37,12 +43,16 @@ class World:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for kind in ("guests", "volumes", "networks", "images"):
+        for kind in ("volumes", "networks", "images"):
             (root / kind).mkdir(parents=True, exist_ok=True)
-        self._guests = f"{root}/guests"
-        self._seen: dict[str, tuple[int, Guest]] = {}
-        self._last: Mapping[str, Guest] = {}
-        self._stamp = -1
+        self._journal = os.open(root / "guests.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        self._read = 0  # bytes of the journal
+        self._lines: dict[str, bytes] = {}
+        self._decoded: dict[str, tuple[bytes, Guest]] = {}
+        self._all: Mapping[str, Guest] | None = None
+
+    def close(self) -> None:
+        os.close(self._journal)
 
     @property
     def answers(self) -> bool:
@@ -50,27 +60,48 @@ class World:
         return not os.path.exists(f"{self.root}/down")
 
     def load(self, handle: str) -> Guest | None:
-        try:
-            with open(f"{self._guests}/{handle}.json", "rb") as file:
-                return _DECODER.decode(file.read())
-        except FileNotFoundError:
-            return None
+        """A copy of one guest, to be changed at will and saved."""
+        self._catch_up()
+        line = self._lines.get(handle)
+        return _DECODER.decode(line) if line is not None else None
 
     def save(self, guest: Guest) -> None:
-        _write(f"{self._guests}/{guest.handle}.json", msgspec.json.encode(guest))
+        line = msgspec.json.encode(guest) + b"\n"
+        os.write(self._journal, line)
+        if os.fstat(self._journal).st_size == self._read + len(line):  # nobody else wrote meanwhile
+            self._read += len(line)
+            self._take(guest, line)
 
-    def drop(self, kind: str, name: str) -> None:
-        try:
-            os.unlink(f"{self.root}/{kind}/{name}.json" if kind == "guests" else f"{self.root}/{kind}/{name}")
-        except FileNotFoundError:
-            return
+    def remove(self, handle: str) -> None:
+        if self.load(handle) is not None:
+            self.save(Guest(handle, gone=True))
+
+    def all(self) -> Mapping[str, Guest]:
+        """Every guest by handle, to be looked at only: the same mapping as before while nothing has changed, and in
+        it the same object for a guest that has not."""
+        self._catch_up()
+        if self._all is None:
+            known = self._decoded
+            self._decoded = {
+                handle: known[handle] if handle in known and known[handle][0] is line else (line, _DECODER.decode(line))
+                for handle, line in self._lines.items()
+            }
+            self._all = {handle: guest for handle, (_, guest) in self._decoded.items()}
+        return self._all
 
     def note(self, kind: str, name: str, text: str = "") -> None:
         """Keep a volume, network or image, which have no life of their own here."""
         path = f"{self.root}/{kind}/{name}"
         if not text and os.path.exists(path):
             return
-        _write(path, text.encode())
+        scratch = f"{path}.{os.getpid()}"
+        with open(scratch, "wb") as file:
+            file.write(text.encode())
+        os.replace(scratch, path)
+
+    def drop(self, kind: str, name: str) -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(f"{self.root}/{kind}/{name}")
 
     def read(self, kind: str, name: str) -> str | None:
         try:
@@ -78,35 +109,19 @@ class World:
         except FileNotFoundError:
             return None
 
-    def all(self) -> Mapping[str, Guest]:
-        """Every guest by handle: the same mapping as before while the folder has not changed, and only the files that
-        have changed are read. (Every change is a rename or a removal, and so moves the folder's own time.)"""
-        stamp = os.stat(self._guests).st_mtime_ns
-        if stamp == self._stamp:
-            return self._last
-        fresh: dict[str, tuple[int, Guest]] = {}
-        with os.scandir(self._guests) as entries:
-            for entry in entries:
-                if entry.name.endswith(".json"):
-                    self._take(entry, fresh)
-        self._seen, self._stamp = fresh, stamp
-        self._last = {handle: guest for handle, (_, guest) in fresh.items()}
-        return self._last
-
-    def _take(self, entry: os.DirEntry[str], fresh: dict[str, tuple[int, Guest]]) -> None:
-        handle = entry.name[:-5]
-        try:
-            stamp = entry.stat().st_mtime_ns
-        except FileNotFoundError:
+    def _catch_up(self) -> None:
+        missing = os.fstat(self._journal).st_size - self._read
+        if missing <= 0:
             return
-        known = self._seen.get(handle)
-        guest = known[1] if known and known[0] == stamp else self.load(handle)
-        if guest is not None:
-            fresh[handle] = (stamp, guest)
+        news = os.pread(self._journal, missing, self._read)
+        whole = news[: news.rfind(b"\n") + 1]
+        self._read += len(whole)
+        for line in whole.splitlines(keepends=True):
+            self._take(_DECODER.decode(line), line)
 
-
-def _write(path: str, content: bytes) -> None:
-    scratch = f"{path}.{os.getpid()}"
-    with open(scratch, "wb") as file:
-        file.write(content)
-    os.replace(scratch, path)
+    def _take(self, guest: Guest, line: bytes) -> None:
+        self._all = None
+        if guest.gone:
+            self._lines.pop(guest.handle, None)
+        else:
+            self._lines[guest.handle] = line
