@@ -72,10 +72,11 @@ async def card_for(
         group = await context.house.near.of(project, Kind.SECURITY_GROUP, ref, f"{where}.security_groups[{position}]")
         groups.append(group.id)
     mac = net.mac_of(address)
-    taken = AddressTaken(network.id, address, asked=card.address is not None)
-    work.reserve(f"use:{network.id}", address, machine, grant, lambda: taken, alive=network.id)
-    known = Conflict(f"hostname: {hostname!r} is in use on this network", field="hostname", code="name-taken")
-    work.reserve(f"dns:{network.id}", hostname, machine, grant, lambda: known)
+    asked = card.address is not None
+    work.reserve(
+        f"use:{network.id}", address, machine, grant, lambda: AddressTaken(network.id, address, asked), network.id
+    )
+    work.reserve(f"dns:{network.id}", hostname, machine, grant, lambda: _hostname_taken(hostname))
     for group_id in dict.fromkeys(groups):
         work.reserve(
             f"use:{group_id}",
@@ -86,6 +87,10 @@ async def card_for(
             alive=group_id,
         )
     return Interface(network.id, mac, address, tuple(dict.fromkeys(groups)))
+
+
+def _hostname_taken(hostname: str) -> Conflict:
+    return Conflict(f"hostname: {hostname!r} is in use on this network", field="hostname", code="name-taken")
 
 
 def _own_address(cidr: str, address: str, field: str) -> str:

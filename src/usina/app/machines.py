@@ -56,7 +56,7 @@ class MachineOrder:
 
 async def create(context: Context, order: MachineOrder) -> Machine:
     """Order a machine. Answers at once, phase ``pending``."""
-    [machine] = await _create(context, order, (order.name,))
+    [machine] = await _create(context, (order,))
     return machine
 
 
@@ -65,24 +65,24 @@ async def create_many(context: Context, order: MachineOrder, count: int) -> list
     check_range(count, 1, LARGEST_BATCH, "count")
     if count > 1 and (order.volumes or any(card.address for card in order.interfaces)):
         raise Invalid("count: volumes and fixed addresses are one machine's", field="count")
-    return await _create(context, order, tuple(f"{order.name}-{number + 1}" for number in range(count)))
+    return await _create(context, tuple(replace(order, name=f"{order.name}-{n + 1}") for n in range(count)))
 
 
-async def _create(context: Context, order: MachineOrder, names: tuple[str, ...]) -> list[Machine]:
-    for name in names[:1] + names[-1:]:
-        _check(replace(order, name=name))
+async def _create(context: Context, orders: tuple[MachineOrder, ...]) -> list[Machine]:
+    """Orders that are alike but for their names."""
+    order = orders[-1]  # the one with the longest name
+    _check(order)
     project = await context.project(order.project)
     grant = context.require(Action.RESOURCE_CREATE, Scope(project.tenant, project.id), "project")
     if order.host is not None:
         context.require(Action.MACHINE_PIN_HOST, Scope(), "host")
-    request = (order, names)
-    earlier = await context.repeated(request)
+    earlier = await context.repeated(orders)
     if earlier is not None:
         return earlier
     for attempt in range(8):
         work = context.work()
-        machines = [await _ordered(context, work, project, replace(order, name=name), grant) for name in names]
-        context.remember(work, machines, request, grant)
+        machines = [await _ordered(context, work, project, one, grant) for one in orders]
+        context.remember(work, machines, orders, grant)
         amounts = context.charge(work, machines, grant)
         try:
             await context.commit(work, amounts)
@@ -92,7 +92,7 @@ async def _create(context: Context, order: MachineOrder, names: tuple[str, ...])
             if attempt == 7 or error.asked:
                 raise
         except Conflict:
-            earlier = await context.repeated(request)
+            earlier = await context.repeated(orders)
             if earlier is None:
                 raise
             return earlier
