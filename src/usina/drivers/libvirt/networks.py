@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -90,12 +89,13 @@ def _update(network: libvirt.virNetwork, change: Callable[[Book], Book]) -> None
     Another control plane may do the same at this moment: what it did is then seen, and not done again.
     """
     for live in (True, False) if network.isActive() else (False,):
-        for _ in range(_TRIES - 1):
-            with suppress(libvirt.libvirtError):
+        for left in reversed(range(_TRIES)):
+            try:
                 _settle(network, change, live)
                 break
-        else:
-            _settle(network, change, live)
+            except libvirt.libvirtError:
+                if not left:
+                    raise
 
 
 def _settle(network: libvirt.virNetwork, change: Callable[[Book], Book], live: bool) -> None:
