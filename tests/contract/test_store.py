@@ -18,7 +18,8 @@ from usina.core.resource import Kind, Phase, Resource
 from usina.core.tenancy import Action, Amounts, Project, Quota, Scope, Tenant
 from usina.store import hosts as host_writers
 from usina.store import identity as identity_writers
-from usina.store.store import Store, migrate
+from usina.store.migrate import alembic_config, migrate, newest
+from usina.store.store import Store
 from usina.store.tables import metadata
 from usina.store.work import LeaseLost
 
@@ -266,9 +267,8 @@ async def test_migrations_from_nothing_give_the_tables_as_they_are_declared(data
 async def test_every_earlier_release_can_be_upgraded(database_url: str) -> None:
     from alembic.script import ScriptDirectory
 
-    from usina.store.store import alembic_config
-
     revisions = [r.revision for r in ScriptDirectory.from_config(alembic_config()).walk_revisions()]
+    assert revisions[0] == newest()
     store = Store(database_url)
     for revision in reversed(revisions):
         await migrate(store.database, revision)

@@ -25,6 +25,7 @@ from usina.core.resource import AnyResource, Kind, Phase, with_condition
 from usina.core.units import Instant
 from usina.engine.faults import fault
 from usina.engine.hand import Hand, Held
+from usina.engine.pace import Pace
 from usina.engine.placer import Placer
 from usina.engine.plans import NotReadyYet
 from usina.placement import Refusal
@@ -38,7 +39,6 @@ log = structlog.get_logger()
 ROUNDS = 24  # looks per lease; a resource that needs more is leased again
 PARALLEL = 256
 POLL = 0.5  # seconds between sweeps for what no hint announced
-GATHER = 0.1  # seconds between two sweeps at least: one transaction for many costs little more than for one
 SLOW = 0.5  # seconds after which a step is told at once
 _BRINGING = (Define, Rebuild, AttachInterface)
 GIVE_UP = 8  # failed tries before a wish is called failed (never for deletions)
@@ -62,17 +62,18 @@ class Reconciler:
         self._store, self._leases, self._clock = store, leases, clock
         self._placer, self._hands = placer, hands
         self._hint = asyncio.Event()
-        self._swept = 0.0  # monotonic seconds
+        self._pace = Pace()
         self._running: set[asyncio.Task[None]] = set()
 
     def hint(self) -> None:
-        """Something may be due. Carries no meaning; forgetting to call it costs at most one poll."""
+        """Something was ordered. Carries no meaning; forgetting to call it costs at most one poll."""
+        self._pace.ordered()
         self._hint.set()
 
     async def wake(self, ids: list[str]) -> None:
         """Make resources due now."""
         await self._leases.wake(ids, self._clock.now())
-        self.hint()
+        self._hint.set()
 
     async def run(self) -> None:
         """Work until cancelled; then let what is under way finish its step and return the leases."""
@@ -88,11 +89,12 @@ class Reconciler:
             await asyncio.shield(self._leases.let_go())
 
     async def _sweep(self) -> None:
-        await asyncio.sleep(self._swept + GATHER - time.monotonic())  # no pause for who comes after a quiet time
-        self._swept = time.monotonic()
+        await self._pace.turn()
         self._hint.clear()
         room = PARALLEL - len(self._running)
         leased = await self._take(room) if room > 0 else []
+        if len(leased) < room:
+            self._pace.rested()
         for one in leased:
             task = asyncio.create_task(self._guarded(one), name=one.resource.id)
             self._running.add(task)
@@ -328,7 +330,7 @@ class Reconciler:
         work.emit(self._event(job, "deleted", "is gone; everything it held is free"))
         await self._commit(work)
         fault("after:Forget")
-        self.hint()
+        self._hint.set()
 
     async def _commit(self, work: Work) -> None:
         try:

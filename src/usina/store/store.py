@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
-
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import Connection
 
 from usina.store.database import Database
 from usina.store.events import Events
 from usina.store.hosts import Hosts
 from usina.store.identity import Identity
 from usina.store.leases import Leases
+from usina.store.migrate import migrate
 from usina.store.resources import Resources
 from usina.store.work import Work
 
@@ -46,20 +42,3 @@ class Store:
         """Raises if the database does not answer within two seconds."""
         async with asyncio.timeout(2):
             await self.events.last()
-
-
-def alembic_config(connection: Connection | None = None) -> Config:
-    """Alembic, pointed at our migrations and at an open connection."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    config.attributes["connection"] = connection
-    return config
-
-
-async def migrate(database: Database, revision: str = "head") -> None:
-    """Upgrade the schema to `revision`. Two control planes that start together do it one after the other."""
-
-    def upgrade(connection: Connection) -> None:
-        command.upgrade(alembic_config(connection), revision)
-
-    await database.transact(upgrade)
