@@ -8,10 +8,10 @@ from usina.app.context import Context
 from usina.app.tenants import find_member
 from usina.core.errors import Forbidden, Invalid, NotFound
 from usina.core.event import Event
-from usina.core.grant import Grant
+from usina.core.grant import Grant, permit_own
 from usina.core.ids import is_id
 from usina.core.names import check_member_name
-from usina.core.tenancy import Action, Key, Member, Role, Scope
+from usina.core.tenancy import Action, Key, Member, Role
 from usina.core.units import Instant
 from usina.store import identity as writers
 
@@ -111,7 +111,7 @@ async def _of(context: Context, ref: str) -> tuple[Member, Grant]:
     """The member whose keys are meant: oneself, or one whose keys the actor may manage."""
     if ref in ("me", context.actor.member, context.actor.name):
         member, _ = await find_member(context, "me", Action.MEMBER_VIEW)
-        return member, Grant(Action.KEY_MANAGE, Scope(member.tenant), context.actor.member)
+        return member, permit_own(context.actor, Action.KEY_MANAGE, member)
     member, grant = await find_member(context, ref, Action.KEY_MANAGE)
     if Role.OPERATOR in member.roles.values() and not context.actor.is_operator:
         raise Forbidden("only an operator may manage an operator's keys")

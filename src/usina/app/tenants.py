@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from usina.app import goods
 from usina.app.context import Context
 from usina.core.errors import Conflict, Forbidden, Invalid, NotFound
 from usina.core.event import Event
-from usina.core.grant import Grant
+from usina.core.grant import Grant, permit_home, permit_own
 from usina.core.ids import is_id
 from usina.core.names import check_member_name, check_name, check_ssh_keys
 from usina.core.tenancy import MEASURES, SITE, Action, Member, Project, Quota, Role, Scope, Tenant
@@ -38,16 +39,10 @@ def _tell(context: Context, work: Work, kind: str, subject: str, text: str, scop
 
 async def find_tenant(context: Context, ref: str, action: Action = Action.TENANT_VIEW) -> tuple[Tenant, Grant]:
     tenant = await context.store.identity.tenant(ref)
-    if tenant is None or not _sees_tenant(context, tenant.id):
+    if tenant is None:
         raise NotFound("tenant not found")
-    if action is Action.TENANT_VIEW:
-        return tenant, Grant(action, Scope(tenant.id), context.actor.member)
-    return tenant, context.require(action, Scope(tenant.id), "tenant")
-
-
-def _sees_tenant(context: Context, tenant: str) -> bool:
-    """Who has a role in a tenant, or belongs to it, may know its name."""
-    return context.actor.tenant == tenant or context.actor.role_in(Scope(tenant)) is not None
+    seen = permit_home(context.actor, tenant.id)
+    return tenant, seen if action is seen.action else context.require(action, Scope(tenant.id), "tenant")
 
 
 async def create_tenant(context: Context, name: str) -> Tenant:
@@ -164,7 +159,7 @@ async def find_member(context: Context, ref: str, action: Action) -> tuple[Membe
     if member is None:
         raise NotFound("member not found")
     if member.id == context.actor.member and action is Action.MEMBER_VIEW:
-        return member, Grant(action, Scope(member.tenant), context.actor.member)
+        return member, permit_own(context.actor, action, member)
     return member, context.require(action, Scope(member.tenant), "member")
 
 
@@ -232,7 +227,7 @@ async def change_member(
     member, _ = await find_member(context, ref, Action.MEMBER_VIEW)
     own = member.id == context.actor.member
     if own and disabled is None:
-        grant = Grant(Action.MEMBER_CHANGE, Scope(member.tenant), context.actor.member)
+        grant = permit_own(context.actor, Action.MEMBER_CHANGE, member)
     else:
         grant = context.require(Action.MEMBER_CHANGE, Scope(member.tenant), "member")
         _not_above(context, member)
@@ -363,8 +358,8 @@ async def _quota_scope(context: Context, ref: str) -> Scope:
         tenant, _ = await find_tenant(context, ref)
         return Scope(tenant.id)
     if not is_id(ref, "project"):
-        found = await context.store.identity.tenant(ref)
-        if found is not None and _sees_tenant(context, found.id):
+        with suppress(NotFound):
+            found, _ = await find_tenant(context, ref)
             return Scope(found.id)
     project = await context.project(ref)
     return Scope(project.tenant, project.id)

@@ -1,7 +1,7 @@
 """Proof of permission. Store writers demand one, so that a forgotten check is a type error.
 
-A `Grant` comes only out of `permit`, for a member's deeds. A `Lease` comes only out of the store, for the
-reconciler's. `found` is for the founding of the site, before any member exists.
+A `Grant` comes only out of `permit` and its like below, for a member's deeds. A `Lease` comes only out of the store,
+for the reconciler's. `found` is for the founding of the site, before any member exists.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from usina.core.errors import Forbidden, NotFound
-from usina.core.tenancy import Action, Actor, Role, Scope, least_role
+from usina.core.tenancy import Action, Actor, Member, Role, Scope, least_role
 from usina.core.units import Instant
 
 
@@ -46,11 +46,26 @@ def permit(actor: Actor, action: Action, scope: Scope, what: str = "object") -> 
     return Grant(action, scope, actor.member)
 
 
+def permit_own(actor: Actor, action: Action, member: Member) -> Grant:
+    """The grant of a member over itself: to see itself, and to change its address and its keys. Else `NotFound`."""
+    if member.id != actor.member or action not in _OWN:
+        raise NotFound("member not found")
+    return Grant(action, Scope(member.tenant), actor.member)
+
+
+def permit_home(actor: Actor, tenant: str) -> Grant:
+    """Who belongs to a tenant, or has a role in it, may see it. Else `NotFound`."""
+    if actor.tenant != tenant and actor.role_in(Scope(tenant)) is None:
+        raise NotFound("tenant not found")
+    return Grant(Action.TENANT_VIEW, Scope(tenant), actor.member)
+
+
 def _sees(action: Action, role: Role) -> bool:
     view = _VIEW.get(action.value.split(".")[0])
     return view is not None and role >= least_role(view)
 
 
+_OWN = {Action.MEMBER_VIEW, Action.MEMBER_CHANGE, Action.KEY_MANAGE}
 _VIEW = {action.value.split(".")[0]: action for action in Action if action.value.endswith(".view")}
 _VIEW |= {"machine": Action.RESOURCE_VIEW, "image": Action.RESOURCE_VIEW, "key": Action.MEMBER_VIEW}
 
