@@ -29,6 +29,7 @@ from usina.testing.driver_contract import (
     DriverContract,
     PlanMaker,
     made,
+    new_network,
     present,
     until,
 )
@@ -244,6 +245,23 @@ class TestLibvirtDriver(DriverContract):
                 now = book(host, network, flags)
                 assert now.names == {first[1]: "next"}
                 assert [mac for mac, address in now.cards.items() if address == first[1]] == [stranger[0]]
+
+    async def test_two_control_planes_tell_a_network_at_once(self, driver: Driver, host: HostSettings) -> None:
+        network, _ = new_network()
+        prefix = network.gateway.rpartition(".")[0]
+        addresses = [f"{prefix}.{number}" for number in range(20, 40)]
+        told = replace(network, hosts=tuple((mac_of(one), one, f"m{one[-2:]}") for one in addresses))
+        second = PLUGIN.open(host)
+        try:
+            await driver.ensure_network(network)
+            await asyncio.gather(driver.ensure_network(told), second.ensure_network(told))
+            for flags in (0, KEPT):
+                assert {address for address, name in book(host, network, flags).names.items() if name[0] == "m"} == set(
+                    addresses
+                )
+        finally:
+            await driver.remove_network(network.handle)
+            await second.close()
 
     async def test_what_is_not_ours_is_neither_seen_nor_touched(
         self, driver: Driver, plan: PlanMaker, host: HostSettings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Final
 
@@ -99,14 +99,26 @@ def _update(network: libvirt.virNetwork, change: Callable[[Book], Book]) -> None
 
 
 def _settle(network: libvirt.virNetwork, change: Callable[[Book], Book], live: bool) -> None:
+    """One round. Raises what was refused, when all has been tried."""
     present = read_book(network.XMLDesc(0 if live else libvirt.VIR_NETWORK_XML_INACTIVE))
     wanted = change(present)
     flag = libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE if live else libvirt.VIR_NETWORK_UPDATE_AFFECT_CONFIG
+    refused: libvirt.libvirtError | None = None
+    for command, section, text in _differences(present, wanted):
+        try:
+            network.update(command, section, -1, text, flag)
+        except libvirt.libvirtError as error:
+            refused = error
+    if refused:
+        raise refused
+
+
+def _differences(present: Book, wanted: Book) -> Iterator[tuple[int, int, str]]:
+    """Commands, sections and texts. Deleting comes first: no two entries may share a side, not even for a moment."""
     for section, told, table, xml in (
         (_CARDS, present.cards, wanted.cards, card_xml),
         (_NAMES, present.names, wanted.names, name_xml),
     ):
-        gone, new = told.items() - table.items(), table.items() - told.items()
-        for command, entries in ((_DELETE, gone), (_ADD, new)):  # no two share a side, not even for a moment
+        for command, entries in ((_DELETE, told.items() - table.items()), (_ADD, table.items() - told.items())):
             for key, value in sorted(entries):
-                network.update(command, section, -1, xml(key, value), flag)
+                yield command, section, xml(key, value)
