@@ -14,7 +14,7 @@ from usina.app.context import House
 from usina.facades.native import door, events, goods, hosts, identity, machines, streams
 from usina.facades.native.orders import ShortWay
 from usina.facades.native.pages import reference
-from usina.facades.native.views import Problem, SignOut, reply
+from usina.facades.native.views import Problem, SiteOut, reply
 
 _ABOUT = """One control plane for machines, networks, images and their owners.
 
@@ -59,7 +59,7 @@ def make(house: House) -> FastAPI:
 def _about(house: House) -> APIRouter:
     router = APIRouter(tags=["site"], responses=door.problems(401))
 
-    @router.get("/site", response_model=SignOut, summary="What this site offers")
+    @router.get("/site", response_model=SiteOut, summary="What this site offers")
     async def site(context: door.Reader) -> Response:
         drivers = {name: {"summary": p.summary, "options": p.options} for name, p in house.plugins.items()}
         return reply({"version": __version__, "drivers": drivers, "recipes": sorted(house.recipes)})

@@ -212,7 +212,7 @@ class OffsetOut(BaseModel):
     offset: int
 
 
-class SignOut(BaseModel):
+class SiteOut(BaseModel):
     """What this site offers: drivers and image recipes."""
 
     version: str
