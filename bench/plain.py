@@ -1,6 +1,7 @@
 """A guest without us: plain QEMU with the very options that libvirt gave the same guest, on user-mode networking.
 
-What is left out is what belongs to libvirt alone: its monitor, its secrets, its file descriptors.
+What is left out is what belongs to libvirt alone: its monitor, its secrets, its file descriptors. IPv6 is off, as it is
+on our networks.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class PlainGuest:
             if word in _LEFT_OUT or (value and ("charmonitor" in value or '"secret"' in value)):
                 continue
             if word == "-netdev":
-                value = f"user,id=hostnet0,hostfwd=tcp:127.0.0.1:{self._port}-:22"
+                value = f"user,id=hostnet0,ipv6=off,hostfwd=tcp:127.0.0.1:{self._port}-:22"
             if word == "-chardev" and value and "charserial0" in value:
                 value = f"file,id=charserial0,path={self._folder / 'console.log'}"
             kept += [word] if value is None else [word, value]
