@@ -159,8 +159,11 @@ class Database:
             groups.setdefault(id(write.statement), []).append(write)
         try:
             with self._transaction() as connection:
-                for group in groups.values():
-                    self._execute(connection, group)
+                if self.is_sqlite:
+                    for group in groups.values():
+                        self._execute(connection, group)
+                else:
+                    self._execute_together(connection, list(groups.values()))
         except Exception:
             return [self._commit_alone(unit) for unit in units]
         return [None] * len(units)
@@ -179,19 +182,32 @@ class Database:
 
     def _execute(self, connection: Connection, group: list[Write]) -> None:
         """Equal statements as one executemany; the sum of touched rows must be the sum expected."""
+        text, values = self._compile(group)
+        try:
+            result = connection.exec_driver_sql(text, values if len(values) > 1 else values[0])
+        except IntegrityError as error:
+            raise GuardFailed(group[0]) from error
+        _check_touched(group, result.rowcount)
+
+    def _execute_together(self, connection: Connection, groups: list[list[Write]]) -> None:
+        """All groups in one round trip, in PostgreSQL's pipeline mode."""
+        raw: Any = connection.connection.driver_connection  # psycopg's, which is not loaded where SQLite is all
+        with raw.pipeline():
+            cursors = [raw.cursor() for _ in groups]
+            for cursor, group in zip(cursors, groups, strict=True):
+                cursor.executemany(*self._compile(group))
+        for cursor, group in zip(cursors, groups, strict=True):
+            _check_touched(group, cursor.rowcount)
+            cursor.close()
+
+    def _compile(self, group: list[Write]) -> tuple[Any, list[Any]]:
+        """The statement that a group shares as the driver reads it, and a row of values for each write."""
         first = group[0]
         compiled = self._compiled.get(id(first.statement))
         if compiled is None:
             compiled = _Compiled(self.engine, first.statement, list(first.values))
             self._compiled[id(first.statement)] = compiled
-        values = [compiled.row(write.values) for write in group]
-        try:
-            result = connection.exec_driver_sql(compiled.text, values if len(values) > 1 else values[0])
-        except IntegrityError as error:
-            raise GuardFailed(first) from error
-        expected = [write.expect for write in group if write.expect is not None]
-        if len(expected) == len(group) and result.rowcount != sum(expected):
-            raise GuardFailed(first)
+        return compiled.text, [compiled.row(write.values) for write in group]
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
@@ -218,6 +234,13 @@ class _Compiled:
             return {**self._own, **values}
         own = self._own
         return tuple([values[name] if name in values else own[name] for name in self._order])
+
+
+def _check_touched(group: list[Write], touched: int) -> None:
+    """Raises `GuardFailed` unless a group touched as many rows as it must."""
+    expected = [write.expect for write in group if write.expect is not None]
+    if len(expected) == len(group) and touched != sum(expected):
+        raise GuardFailed(group[0])
 
 
 def _by_rank(write: Write) -> int:
