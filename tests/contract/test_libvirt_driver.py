@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from usina.core.machine import ImageFiles, NetworkPlan, Power, Rule
 from usina.core.network import mac_of
-from usina.drivers.libvirt import PLUGIN, names
+from usina.drivers.libvirt import PLUGIN, cards, names
 from usina.drivers.libvirt.daemon import ensure_local_daemon
 from usina.drivers.libvirt.driver import LibvirtDriver
 from usina.drivers.libvirt.network_xml import Book, read_book
@@ -89,6 +89,16 @@ def book(host: HostSettings, plan: NetworkPlan, flags: int = 0) -> Book:
     text = conn.networkLookupByName(names.network(host.factory, plan.handle)).XMLDesc(flags)
     conn.close()
     return read_book(text)
+
+
+def leases(host: HostSettings, plan: NetworkPlan) -> list[str]:
+    """The addresses that a network's DHCP has given out."""
+    conn = libvirt.open("qemu:///system")
+    given = [
+        lease["ipaddr"] for lease in conn.networkLookupByName(names.network(host.factory, plan.handle)).DHCPLeases()
+    ]
+    conn.close()
+    return given
 
 
 def lladdr(address: str) -> str:
@@ -219,6 +229,30 @@ class TestLibvirtDriver(DriverContract):
         await driver._do("make half a guest", lambda conn: driver._storage(conn).ensure_root_disk(guest))
         async with made(driver, guest):
             assert (await present(driver, guest.handle)).power is Power.OFF
+
+    async def test_a_start_broken_off_lets_nothing_through_and_is_finished_by_the_next(
+        self, driver: Driver, plan: PlanMaker, booted: Booted, host: HostSettings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As if the control plane had died when the guest ran and its packet filter did not stand yet."""
+        async with made(driver, plan()) as guest:
+            handle, address = guest.handle, guest.interfaces[0].address
+            with monkeypatch.context() as broken:
+                broken.setattr(cards, "connect", lambda domain, definition: None)
+                await driver.start(handle)
+            await booted(driver, handle)
+            seen = await present(driver, handle)
+            assert (seen.power, seen.crashed) == (Power.OFF, True)
+            assert not await opens(driver, handle, address, 22)
+            assert (lladdr(address), leases(host, guest.networks[0])) == ("", [])
+            await driver.start(handle)
+            seen = await present(driver, handle)
+            assert (seen.power, seen.crashed) == (Power.ON, False)
+
+            async def ssh() -> bool:
+                return await opens(driver, handle, address, 22)
+
+            await until(ssh, "SSH answering", _BOOT_PATIENCE)
+            assert await opens(driver, handle, address, 22)
 
     async def test_names_of_a_shared_network_come_and_go_and_cards_stay(
         self, driver: Driver, plan: PlanMaker, host: HostSettings

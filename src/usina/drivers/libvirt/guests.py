@@ -14,7 +14,7 @@ import libvirt
 
 from usina.core.machine import Absent, Power, Present, Seen
 from usina.core.units import KiB
-from usina.drivers.libvirt import metadata, names
+from usina.drivers.libvirt import cards, metadata, names
 from usina.drivers.libvirt.faults import is_missing
 from usina.drivers.libvirt.xml import USINA, parse
 from usina.ports.driver import DriverError
@@ -76,13 +76,16 @@ class Guests:
     # --- power
 
     def start(self, handle: str) -> None:
+        """Start a guest, or go on with the start of one whose cards still wait."""
         domain = self.need(handle)
+        definition = config_xml(domain)
         if not domain.isActive():
             try:
-                domain.create()
+                cards.start_dark(self._conn, domain, definition)
             except libvirt.libvirtError:
                 if not domain.isActive():  # else another call was quicker
                     raise
+        cards.connect(domain, definition)
 
     def ask_to_power_off(self, handle: str) -> bool:
         """Press the power button. False when the guest is off already."""
@@ -192,15 +195,19 @@ def everywhere(domain: libvirt.virDomain) -> int:
 def see(domain: libvirt.virDomain) -> Present:
     state, reason = domain.state()
     tree = parse(domain.XMLDesc())
+    # A start that was broken off is one that failed: whoever wants the guest on starts it, and goes on from there.
+    half = bool(cards.waiting(tree)) and state not in _OFF
     return Present(
-        power=power_of(state, reason),
+        power=Power.OFF if half else power_of(state, reason),
         cores=int(tree.findtext("vcpu", "0")),
         memory=int(tree.findtext("memory", "0")) * KiB,
         volumes=frozenset(attached_volumes(tree)),
         macs=frozenset(attached_macs(tree)),
         snapshots=frozenset(domain.snapshotListNames()),
         marks=metadata.read_marks(tree),
-        crashed=state == libvirt.VIR_DOMAIN_CRASHED or (state == libvirt.VIR_DOMAIN_SHUTOFF and reason in _DIED),
+        crashed=half
+        or state == libvirt.VIR_DOMAIN_CRASHED
+        or (state == libvirt.VIR_DOMAIN_SHUTOFF and reason in _DIED),
         accelerator="kvm" if tree.get("type") == "kvm" else "tcg",
     )
 
