@@ -27,7 +27,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.plain import POLL, PlainGuest
+from bench.plain import PATIENCE, POLL, PlainGuest
 from usina.drivers.libvirt.daemon import ensure_local_daemon
 from usina.testing import postgres
 from usina.testing.inside import banner, ssh, ssh_key, tunnel
@@ -114,7 +114,7 @@ def _one_of_ours(factory: FactoryProcess, recipe: str, key: Path, user: str, twi
     machine = factory.call("POST", "/machines", wish)
     path = f"/machines/{machine['id']}"
     with tunnel(factory, machine["id"]) as port:
-        until(lambda: banner(port), limit=300, pause=POLL)
+        until(lambda: banner(port, PATIENCE), limit=300, pause=POLL)
         until(lambda: ssh(port, key, "true", user=user).returncode, lambda code: code == 0, 300)
     took = time.monotonic() - begun
     twin.learn(machine["id"])

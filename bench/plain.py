@@ -18,6 +18,7 @@ from usina.testing.postgres import free_port
 from usina.testing.waiting import until
 
 POLL = 0.25  # seconds between two looks at a guest that boots; looking takes its processor, too
+PATIENCE = 5.0  # seconds for a greeting, as `ssh` has: each that is given up costs an emulated guest another sshd
 _LEFT_OUT = {"-name", "-uuid", "-mon", "-add-fd", "-msg"}
 _ALONE = {"-S"}
 
@@ -95,4 +96,4 @@ class PlainGuest:
 
     def _greets(self, guest: subprocess.Popen[bytes]) -> bytes:
         assert guest.poll() is None, (self._folder / "qemu.log").read_text()
-        return banner(self._port)
+        return banner(self._port, PATIENCE)

@@ -8,20 +8,15 @@ from typing import Any
 
 import pytest
 
-from usina.testing.factory import Running, running
+from usina.testing.factory import Running, furnished
 
 Json = dict[str, Any]
 
 
 @pytest.fixture
 async def factory(tmp_path: Path) -> AsyncIterator[Running]:
-    """One host with four GPUs on two NUMA nodes, and an image called ``ready``."""
-    async with running(tmp_path / "data") as factory:
-        async with factory.client() as client:
-            options = {"cores": 64, "gpus": 4, "numa_nodes": 2, "hugepages": 8}
-            answer = await client.post("/hosts", json={"name": "h1", "driver": "fake", "options": options})
-            assert answer.status_code == 201, answer.text
-        await factory.ready_image()
+    """A furnished one, for one test alone."""
+    async with furnished(tmp_path / "data") as factory:
         yield factory
 
 

@@ -1,4 +1,4 @@
-"""Bad input gets a clear error that names the field, and changes nothing."""
+"""Bad input gets a clear error that names the field, and changes nothing: one factory serves all of these tests."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
-from usina.testing.factory import Running
+from usina.testing.factory import Running, furnished
 from usina.testing.waiting import eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Json = dict[str, Any]
 
@@ -60,7 +63,13 @@ async def count(client: Any) -> int:
     return len((await client.get("/events?limit=1000")).json()["items"])
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def factory(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
+    async with furnished(tmp_path_factory.mktemp("factory") / "data") as factory:
+        yield factory
+
+
+@pytest_asyncio.fixture(loop_scope="module")
 async def quiet(factory: Running) -> AsyncIterator[Any]:
     """A client, once the factory has come to rest."""
     async with factory.client() as client:

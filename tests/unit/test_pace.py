@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import cycle
 
 import pytest
 from hypothesis import given
@@ -60,7 +61,7 @@ async def test_a_burst_goes_first_but_not_for_ever() -> None:
 
 @given(st.lists(st.integers(0, 3 * STREAM), min_size=1, max_size=100), st.lists(st.booleans(), min_size=1, max_size=60))
 async def test_nobody_waits_longer_than_patience(orders: list[int], rests: list[bool]) -> None:
-    coming = iter(orders * 100)
+    coming = cycle(orders)
     day = Day(lambda: next(coming))
     for rest in rests:
         assert await day.wait() <= PATIENCE + 2 * GATHER

@@ -25,7 +25,7 @@ BATCH = 256
 READERS = 4
 
 Result = TypeVar("Result")
-_COMMIT_LOCK = 0x7573696E61  # "usina"
+_LOCK = f"SELECT pg_advisory_xact_lock({0x7573696E61})"  # "usina"
 
 
 def _changed_meanwhile() -> UsinaError:
@@ -158,11 +158,12 @@ class Database:
         for write in sorted((write for unit in units for write in unit), key=_by_rank):
             groups.setdefault(id(write.statement), []).append(write)
         try:
-            with self._transaction() as connection:
-                if self.is_sqlite:
+            if self.is_sqlite:
+                with self._transaction() as connection:
                     for group in groups.values():
                         self._execute(connection, group)
-                else:
+            else:
+                with self.engine.begin() as connection:
                     self._execute_together(connection, list(groups.values()))
         except Exception:
             return [self._commit_alone(unit) for unit in units]
@@ -182,17 +183,18 @@ class Database:
 
     def _execute(self, connection: Connection, group: list[Write]) -> None:
         """Equal statements as one executemany; the sum of touched rows must be the sum expected."""
-        text, values = self._compile(group)
+        sql, values = self._compile(group)
         try:
-            result = connection.exec_driver_sql(text, values if len(values) > 1 else values[0])
+            result = connection.exec_driver_sql(sql, values if len(values) > 1 else values[0])
         except IntegrityError as error:
             raise GuardFailed(group[0]) from error
         _check_touched(group, result.rowcount)
 
     def _execute_together(self, connection: Connection, groups: list[list[Write]]) -> None:
-        """All groups in one round trip, in PostgreSQL's pipeline mode."""
+        """The lock and all groups in one round trip, in PostgreSQL's pipeline mode."""
         raw: Any = connection.connection.driver_connection  # psycopg's, which is not loaded where SQLite is all
         with raw.pipeline():
+            raw.execute(_LOCK)
             cursors = [raw.cursor() for _ in groups]
             for cursor, group in zip(cursors, groups, strict=True):
                 cursor.executemany(*self._compile(group))
@@ -213,7 +215,7 @@ class Database:
     def _transaction(self) -> Iterator[Connection]:
         with self.engine.begin() as connection:
             if not self.is_sqlite:
-                connection.execute(text(f"SELECT pg_advisory_xact_lock({_COMMIT_LOCK})"))
+                connection.execute(text(_LOCK))
             yield connection
 
 

@@ -117,3 +117,15 @@ async def running(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def furnished(folder: Path) -> AsyncIterator[Running]:
+    """A factory with one host of four GPUs on two NUMA nodes, and an image called ``ready``."""
+    async with running(folder) as factory:
+        async with factory.client() as client:
+            options = {"cores": 64, "gpus": 4, "numa_nodes": 2, "hugepages": 8}
+            answer = await client.post("/hosts", json={"name": "h1", "driver": "fake", "options": options})
+            answer.raise_for_status()
+        await factory.ready_image()
+        yield factory

@@ -93,7 +93,7 @@ def ssh(
 def ssh_answers(port: int, key: Path, command: str = "true", *, user: str = "root", limit: float = 90.0) -> str:
     """Try until the guest lets us in and the command succeeds; what it wrote."""
     begun = time.monotonic()
-    until(lambda: banner(port), limit=limit, pause=0.2)
+    until(lambda: banner(port, 5.0), limit=limit, pause=0.2)
     limit = max(5.0, limit - (time.monotonic() - begun))
     done = until(lambda: ssh(port, key, command, user=user), lambda done: done.returncode == 0, limit)
     return done.stdout.strip()
