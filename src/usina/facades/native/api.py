@@ -7,7 +7,6 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
-from starlette.types import ASGIApp
 
 from usina import __version__
 from usina.app.context import House
@@ -26,7 +25,7 @@ _V1 = "/v1"
 _ORDERED = (machines.router, goods.volumes, goods.networks, goods.groups, goods.forwards, goods.images_router)
 
 
-def serve(house: House) -> ASGIApp:
+def serve(house: House) -> ShortWay:
     """What is mounted: the application for one house, with a short way for orders."""
     return ShortWay(house, make(house), _V1, _ORDERED)
 

@@ -35,6 +35,11 @@ class ShortWay:
         self._house, self._app = house, app
         self._orders = {prefix + path: order for router in routers for path, order in _orders(router)}
 
+    @property
+    def paths(self) -> frozenset[str]:
+        """What is served the short way."""
+        return frozenset(self._orders)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST":
             order = self._orders.get(scope["path"].removeprefix(scope.get("root_path", "")))
