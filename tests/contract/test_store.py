@@ -204,9 +204,10 @@ async def test_claims_compare_and_set_the_providers_generation(store: Store) -> 
     host_writers.add(work, host("hst-1"), GRANT)
     await work.commit()
 
+    [seen] = await store.hosts.all()  # all of them have seen the same
+    held = Claim("hst-1", cores=2, memory=10, disk=10, cpus=(0, 1))
+
     async def claim(resource: str) -> None:
-        [seen] = await store.hosts.all()
-        held = Claim("hst-1", cores=2, memory=10, disk=10, cpus=(0, 1))
         work = store.work()
         work.claim(held, resource, GRANT)
         work.take("hst-1", seen.provider.generation, held)
@@ -219,7 +220,7 @@ async def test_claims_compare_and_set_the_providers_generation(store: Store) -> 
     assert (seen.provider.used_cores, seen.provider.taken_cpus) == (2, {0, 1})
     work = store.work()
     winner = next(f"mch-{n}" for n, r in enumerate(results) if r is None)
-    work.drop_claims(winner, [Claim("hst-1", cores=2, memory=10, disk=10, cpus=(0, 1))], Lease(winner, "x", 0))
+    work.drop_claims(winner, [held], Lease(winner, "x", 0))
     await work.commit()
     [seen] = await store.hosts.all()
     assert (seen.provider.used_cores, seen.provider.used_memory, seen.provider.taken_cpus) == (0, 0, frozenset())
