@@ -164,6 +164,23 @@ async def test_a_guest_removed_by_hand_is_told_and_can_be_started_anew(factory: 
     await factory.phase(machine["id"], Phase.RUNNING)
 
 
+async def test_what_the_database_could_not_be_told_is_told_later(factory: Running, order: Order) -> None:
+    machine = await factory.phase((await order())["id"], Phase.RUNNING)
+    fleet, missed = factory.factory.fleet, []
+    wake = fleet.wake
+
+    async def away_once(ids: list[str]) -> None:
+        if not missed:
+            missed.append(ids)
+            raise ConnectionError("the database is away")
+        await wake(ids)
+
+    fleet.wake = away_once
+    remove_by_hand(factory, machine)
+    await factory.phase(machine["id"], Phase.FAILED, limit=10)
+    assert missed == [[machine["id"]]]
+
+
 async def test_a_guest_made_anew_does_no_old_deed_again(factory: Running, order: Order) -> None:
     """Else a rebuild of long ago would wipe the disk once more."""
     machine = await factory.phase((await order())["id"], Phase.RUNNING)

@@ -169,11 +169,11 @@ class Fleet:
         await self._reached(post, True, "")
         if sights is post.surveyed and not post.touched:
             return
-        changed = [handle for handle, seen in sights.items() if post.known.get(handle) != seen]
-        changed += [handle for handle in post.known if handle not in sights]
-        post.known, post.surveyed, post.touched = dict(sights), sights, False
-        if changed:
-            await self.wake(changed)
+        post.touched = False
+        fresh: dict[str, Seen] = {h: seen for h, seen in sights.items() if post.known.get(h) != seen}
+        fresh |= {handle: Absent() for handle in post.known if handle not in sights}
+        await self._tell(post, fresh)
+        post.surveyed = sights
 
     async def _watch_forever(self, post: _Post) -> None:
         while True:
@@ -205,16 +205,21 @@ class Fleet:
         if "" in hinted:
             await self._survey(post)
             return
-        changed = []
+        fresh: dict[str, Seen] = {}
         for handle in hinted:
             seen = await post.driver.observe(handle)
             if isinstance(seen, Unreachable):
-                return  # the survey tells that, of all of them at once
+                break  # the survey tells that, of all of them at once
             if seen != post.known.get(handle, Absent()):
+                fresh[handle] = seen
+        await self._tell(post, fresh)
+
+    async def _tell(self, post: _Post, fresh: Mapping[str, Seen]) -> None:
+        """Wake whose sight has changed, and only then take it for known: what could not be told is found again."""
+        if fresh:
+            await self.wake(list(fresh))
+            for handle, seen in fresh.items():
                 self.saw(post.host.id, handle, seen)
-                changed.append(handle)
-        if changed:
-            await self.wake(changed)
 
     async def _reached(self, post: _Post, reachable: bool, message: str) -> None:
         if reachable == post.reachable:
