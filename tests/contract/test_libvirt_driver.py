@@ -241,12 +241,12 @@ class TestLibvirtDriver(DriverContract):
                 await driver.start(handle)
             await booted(driver, handle)
             seen = await present(driver, handle)
-            assert (seen.power, seen.crashed) == (Power.OFF, True)
+            assert (seen.power, seen.dark) == (Power.ON, True)
             assert not await opens(driver, handle, address, 22)
             assert (lladdr(address), leases(host, guest.networks[0])) == ("", [])
             await driver.start(handle)
             seen = await present(driver, handle)
-            assert (seen.power, seen.crashed) == (Power.ON, False)
+            assert (seen.power, seen.dark) == (Power.ON, False)
 
             async def ssh() -> bool:
                 return await opens(driver, handle, address, 22)

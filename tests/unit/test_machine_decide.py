@@ -111,6 +111,20 @@ def test_restart_as_the_member_asked(restart: Restart, crashed: bool, acts: bool
     assert words(decision) == ([Start] if acts else [])
 
 
+@pytest.mark.parametrize("observed", [0, 1])
+@pytest.mark.parametrize("restart", list(Restart))
+@pytest.mark.parametrize(("wanted", "steps"), [(Power.ON, [Start]), (Power.SUSPENDED, [Start]), (Power.OFF, [Stop])])
+def test_a_start_that_was_broken_off_is_finished_or_ended(
+    wanted: Power, steps: list[type], restart: Restart, observed: int
+) -> None:
+    """Also where the wish had been fulfilled before: then it was `restart` that started it."""
+    spec = replace(SPEC, power=wanted, restart=restart)
+    if wanted is Power.OFF:
+        observed = 0  # a guest that is not wanted on is started by nobody of ours
+    thing = machine(Phase.RUNNING, observed=observed, spec=spec)
+    assert words(decide(thing, CLAIM, replace(present(), dark=True), 0.0)) == steps
+
+
 def test_a_changed_size_stops_changes_the_claim_and_starts() -> None:
     bigger = machine(Phase.RUNNING, observed=0, spec=replace(SPEC, cores=4))
     assert words(decide(bigger, CLAIM, present(), 1.0)) == [Place]

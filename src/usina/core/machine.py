@@ -105,6 +105,7 @@ class Present:
     marks: Mapping[str, int] = field(default_factory=dict)  # "reboots", "rebuilds", "restore": highest token done
     crashed: bool = False  # power is off because the guest died, not because anybody stopped it
     accelerator: str = ""
+    dark: bool = False  # it runs, but its start was broken off before its cards had their links
 
 
 Seen = Absent | Present | Unreachable

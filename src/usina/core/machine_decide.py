@@ -109,6 +109,8 @@ def _absent(machine: Machine) -> Decision:
 
 
 def _present(machine: Machine, claim: Claim, seen: Present) -> Decision:
+    if seen.dark and machine.spec.power is not Power.OFF:
+        return Decision(Phase.STARTING, steps=(Start(),))
     if _fulfilled(machine):
         return _watched(machine, seen)
     needs = needs_of(machine.spec)

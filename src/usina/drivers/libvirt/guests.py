@@ -195,20 +195,17 @@ def everywhere(domain: libvirt.virDomain) -> int:
 def see(domain: libvirt.virDomain) -> Present:
     state, reason = domain.state()
     tree = parse(domain.XMLDesc())
-    # A start that was broken off is one that failed: whoever wants the guest on starts it, and goes on from there.
-    half = bool(cards.waiting(tree)) and state not in _OFF
     return Present(
-        power=Power.OFF if half else power_of(state, reason),
+        power=power_of(state, reason),
         cores=int(tree.findtext("vcpu", "0")),
         memory=int(tree.findtext("memory", "0")) * KiB,
         volumes=frozenset(attached_volumes(tree)),
         macs=frozenset(attached_macs(tree)),
         snapshots=frozenset(domain.snapshotListNames()),
         marks=metadata.read_marks(tree),
-        crashed=half
-        or state == libvirt.VIR_DOMAIN_CRASHED
-        or (state == libvirt.VIR_DOMAIN_SHUTOFF and reason in _DIED),
+        crashed=state == libvirt.VIR_DOMAIN_CRASHED or (state == libvirt.VIR_DOMAIN_SHUTOFF and reason in _DIED),
         accelerator="kvm" if tree.get("type") == "kvm" else "tcg",
+        dark=state not in _OFF and bool(cards.waiting(tree)),
     )
 
 
