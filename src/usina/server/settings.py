@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
+from usina.core.errors import Invalid
 from usina.core.units import GiB
 
 ROLES = frozenset({"api", "engine"})
@@ -37,20 +38,32 @@ class Settings:
 
 
 def master_key(settings: Settings) -> bytes:
-    """The 32 bytes that every secret is derived from; made on the first start, mode 600, never in the database."""
+    """The 32 bytes that every secret is derived from; made on the first start, mode 600, never in the database.
+
+    Raises `Invalid` for a file that is not a key, and where none can be made.
+    """
     path = settings.master_key_file or settings.data_dir / "master.key"
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        key = bytes.fromhex(path.read_text().strip())
-        if len(key) != 32:
-            raise ValueError(f"{path} is not a master key") from None
-        return key
+        return _read_key(path)
+    except FileNotFoundError:
+        raise Invalid(f"master-key-file: there is no folder {path.parent}", field="master-key-file") from None
     key = secrets.token_bytes(32)
     with os.fdopen(fd, "w") as file:
         file.write(key.hex() + "\n")
         file.flush()
         os.fsync(file.fileno())
+    return key
+
+
+def _read_key(path: Path) -> bytes:
+    try:
+        key = bytes.fromhex(path.read_text().strip())
+    except ValueError:  # what it holds instead may be somebody's secret, so it is not told
+        key = b""
+    if len(key) != 32:
+        raise Invalid(f"master-key-file: {path} is not a key of 64 hexadecimal digits", field="master-key-file")
     return key
 
 
