@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Engine, Executable, Insert, Row, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import ArgumentError, IntegrityError
 
-from usina.core.errors import Conflict, UsinaError
+from usina.core.errors import Conflict, Invalid, UsinaError
 
 BATCH = 256
 READERS = 4
@@ -57,11 +57,15 @@ Unit = tuple[Sequence[Write], "asyncio.Future[None]"]
 
 
 def driver_url(url: str) -> str:
-    """``sqlite:///file`` or ``postgresql://…`` → the URL with the driver we use. Raises `ValueError`."""
-    parsed = make_url(url)
+    """``sqlite:///file`` or ``postgresql://…`` → the URL with the driver we use. Raises `Invalid`."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:  # its own words show the URL, and with it the password
+        raise Invalid("database: not a URL; it looks like postgresql://user@host/name", field="database") from None
     driver = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}.get(parsed.get_backend_name())
     if driver is None:
-        raise ValueError(f"{parsed.get_backend_name()!r} is not a database we know; use sqlite or postgresql")
+        what = parsed.get_backend_name()
+        raise Invalid(f"database: {what!r} is not one we know; use sqlite or postgresql", field="database")
     return parsed.set(drivername=driver).render_as_string(hide_password=False)
 
 
@@ -73,9 +77,10 @@ class Database:
     """
 
     def __init__(self, url: str) -> None:
-        self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
+        url = driver_url(url)
+        self.is_sqlite = url.startswith("sqlite")
         options: dict[str, Any] = {} if self.is_sqlite else {"pool_pre_ping": True}
-        self.engine: Engine = create_engine(driver_url(url), pool_size=READERS + 1, **options)
+        self.engine: Engine = create_engine(url, pool_size=READERS + 1, **options)
         if self.is_sqlite:
             event.listen(self.engine, "connect", _tune_sqlite)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
