@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import inspect
+from sqlalchemy import Connection, inspect, text
 
-from usina.core.capacity import Claim, Host, HostState, Inventory, NumaNode, Provider
+from usina.core.capacity import Claim, Holding, Host, HostState, Inventory, NumaNode, Provider, Terms, Window
 from usina.core.errors import Conflict, QuotaExceeded, Stale
 from usina.core.event import Event
 from usina.core.goods import NoStatus, VolumeSpec
 from usina.core.grant import Grant, Lease
+from usina.core.machine import MachineSpec, MachineStatus
 from usina.core.resource import Kind, Phase, Resource
 from usina.core.tenancy import Action, Amounts, Project, Quota, Scope, Tenant
 from usina.store import hosts as host_writers
@@ -226,6 +227,55 @@ async def test_claims_compare_and_set_the_providers_generation(store: Store) -> 
     assert (seen.provider.used_cores, seen.provider.used_memory, seen.provider.taken_cpus) == (0, 0, frozenset())
 
 
+TERMS = Terms(
+    topology={"site": "lisbon", "rack": "r1"},
+    group="gpu",
+    memory_ratio=1.5,
+    tenants=frozenset({"tnt-1", "tnt-2"}),
+    maintenance=(Window(10.0, 20.5),),
+    price=3_600_000,
+)
+
+
+async def test_terms_come_back_as_they_were_set_and_count_a_generation(store: Store) -> None:
+    first = host("hst-1")
+    work = store.work()
+    host_writers.add(work, replace(first, provider=replace(first.provider, terms=TERMS)), GRANT)
+    host_writers.add(work, host("hst-2"), GRANT)
+    await work.commit()
+    one, two = await store.hosts.all()
+    assert (one.provider.terms, two.provider.terms) == (TERMS, Terms())
+    work = store.work()
+    host_writers.set_terms(work, replace(two.provider, terms=TERMS, cpu_ratio=4.0), GRANT)
+    await work.commit()
+    changed = await store.hosts.get("hst-2")
+    assert changed is not None
+    assert changed.provider == replace(two.provider, terms=TERMS, cpu_ratio=4.0, generation=2)
+    work = store.work()
+    host_writers.set_terms(work, replace(two.provider, terms=Terms()), GRANT)  # on the sight of before
+    with pytest.raises(Stale):
+        await work.commit()
+
+
+async def test_holdings_say_whose_each_claim_is(store: Store) -> None:
+    spec = MachineSpec("img-1", cores=2, memory=10, disk=10, group="web", priority=5, preemptible=True)
+    machine = Resource("mch-1", Kind.MACHINE, "tnt-1", "prj-1", "m", spec, MachineStatus(), 1.0, 1.0)
+    one = Claim("hst-1", cores=2, memory=10, disk=10, cpus=(0, 1))
+    work = store.work()
+    host_writers.add(work, host("hst-1"), GRANT)
+    work.order(machine, GRANT, due=None)
+    work.order(volume("vol-1"), GRANT, due=None)
+    work.order(volume("vol-2"), GRANT, due=None)
+    work.claim(one, "mch-1", GRANT)
+    work.claim(Claim("hst-1", disk=5), "vol-1", GRANT)
+    work.note_presence("hst-1", "vol-2", GRANT)  # is there, and holds nothing
+    await work.commit()
+    assert await store.hosts.holdings() == [
+        Holding("mch-1", one, "tnt-1", frozenset({"prj-1/web"}), 5, True),
+        Holding("vol-1", Claim("hst-1", disk=5), "tnt-1"),
+    ]
+
+
 async def test_events_are_numbered_in_the_order_of_commits(store: Store) -> None:
     async def tell(number: int) -> None:
         work = store.work()
@@ -274,4 +324,80 @@ async def test_every_earlier_release_can_be_upgraded(database_url: str) -> None:
     for revision in reversed(revisions):
         await migrate(store.database, revision)
     await migrate(store.database)
+    await store.close()
+
+
+def furnish_as_of_0001(connection: Connection) -> None:
+    """A host, a machine on it and its claim, as the first release wrote them."""
+    node = b'{"id":0,"cpus":[0,1],"memory":1000,"hugepages":{}}'
+    inventory = b'{"nodes":[' + node + b'],"disk":1000,"devices":[],"traits":["fake"],"facts":{}}'
+    spec = b'{"image":"img-1","cores":1,"memory":10,"disk":10,"devices":[{"kind":"gpu","count":1,"model":null}]}'
+    connection.execute(
+        text(
+            "INSERT INTO providers (id, name, driver, options, state, generation, inventory, cordoned_devices,"
+            " cpu_ratio, used_cores, used_memory, used_disk, reachable, message, seen_at, created_at)"
+            " VALUES ('hst-1', 'h1', 'fake', :empty, 'enabled', 7, :inventory, :none,"
+            " 2.0, 1, 10, 10, :yes, '', 1.0, 1.0)"
+        ),
+        {"empty": b"{}", "none": b"[]", "inventory": inventory, "yes": True},
+    )
+    connection.execute(
+        text(
+            "INSERT INTO resources (id, kind, tenant, project, name, spec, status, generation, observed, phase,"
+            " conditions, provider, deleting, attempts, labels, created_at, updated_at)"
+            " VALUES ('mch-1', 'machine', 'tnt-1', 'prj-1', 'm', :spec, :empty, 1, 1, 'running',"
+            " :none, 'hst-1', :no, 0, :empty, 1.0, 1.0)"
+        ),
+        {"empty": b"{}", "none": b"[]", "spec": spec, "no": False},
+    )
+    connection.execute(
+        text(
+            "INSERT INTO claims (provider, resource, cores, memory, disk, exact, particular)"
+            " VALUES ('hst-1', 'mch-1', 1, 10, 10, :exact, :no)"
+        ),
+        {"exact": b'{"provider":"hst-1","cores":1,"memory":10,"disk":10}', "no": False},
+    )
+
+
+async def test_a_host_of_the_first_release_has_the_default_terms(database_url: str) -> None:
+    store = Store(database_url)
+    await migrate(store.database, "0001")
+    await store.database.transact(furnish_as_of_0001)
+    await store.start()
+    [found] = await store.hosts.all()
+    assert found.provider.terms == Terms()
+    assert (found.name, found.provider.cpu_ratio, found.provider.generation) == ("h1", 2.0, 7)
+    machine = await store.resources.get("mch-1")
+    assert machine is not None and (machine.spec.group, machine.spec.devices[0].traits) == ("", frozenset())
+    assert await store.hosts.holdings() == [Holding("mch-1", Claim("hst-1", 1, 10, 10), "tnt-1")]
+    work = store.work()
+    host_writers.set_terms(work, replace(found.provider, terms=TERMS), GRANT)
+    await work.commit()
+    work = store.work()
+    host_writers.add(work, Host(replace(host("hst-2").provider, name="h1"), 1.0), GRANT)
+    with pytest.raises(Conflict, match="exists already"):  # what the table held for unique still is
+        await work.commit()
+    await store.close()
+
+
+async def test_a_migration_that_is_broken_off_leaves_all_as_it_was(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alembic.operations import BatchOperations
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    store = Store(database_url)
+    await migrate(store.database, "0001")
+    await store.database.transact(furnish_as_of_0001)
+    with monkeypatch.context() as broken:
+        broken.setattr(BatchOperations, "alter_column", killed)
+        with pytest.raises(KeyboardInterrupt):
+            await migrate(store.database)
+    columns = await store.database.read(lambda c: {column["name"] for column in inspect(c).get_columns("providers")})
+    assert "terms" not in columns
+    await migrate(store.database)
+    [found] = await store.hosts.all()
+    assert found.provider.terms == Terms()
     await store.close()

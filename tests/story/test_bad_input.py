@@ -55,6 +55,49 @@ BAD_MACHINES: list[tuple[Json, int, str]] = [
     ({"surprise": True}, 422, "surprise"),
     ({"labels": {"a": "b" * 300}}, 422, "labels.a"),
     ({"host": "nowhere"}, 404, "host"),
+    ({"numa": "both"}, 422, "numa"),
+    ({"numa": "strict", "numa_nodes": 1}, 422, "numa"),
+    ({"whole_cores": "yes"}, 422, "whole_cores"),
+    ({"near": ["nobody"]}, 404, "near[0]"),
+    ({"near": ["mch-00000000000000000000000000"]}, 404, "near[0]"),
+    ({"near": ["../x"]}, 422, "near[0]"),
+    ({"apart": ["g", "nobody"], "group": "g"}, 404, "apart[1]"),
+    ({"near": ["g"], "apart": ["g"], "group": "g"}, 422, "apart[0]"),
+    ({"apart": ["g"] * 17, "group": "g"}, 422, "apart"),
+    ({"group": "a/b"}, 422, "group"),
+    ({"group": "mch-00000000000000000000000000"}, 422, "group"),
+    ({"spread_over": "rack"}, 422, "spread_over"),
+    ({"spread_over": "floor", "group": "g"}, 422, "spread_over"),
+    ({"priority": 101}, 422, "priority"),
+    ({"priority": 0.5}, 422, "priority"),
+    ({"preemptible": 1}, 422, "preemptible"),
+    ({"devices": [{"model": "H100|"}]}, 422, "devices[0].model"),
+    ({"devices": [{"memory": -1}]}, 422, "devices[0].memory"),
+    ({"devices": [{"memory": 1 << 50}]}, 422, "devices[0].memory"),
+    ({"devices": [{"linked": "all"}]}, 422, "devices[0].linked"),
+    ({"devices": [{"traits": ["a b"]}]}, 422, "devices[0].traits[0]"),
+]
+WINDOW = {"begins": "2026-12-01T08:00:00Z", "ends": "2026-12-01T12:00:00Z"}
+BAD_TERMS: list[tuple[Json, int, str]] = [
+    ({"topology": {"floor": "f1"}}, 422, "topology.floor"),
+    ({"topology": {"host": "h1"}}, 422, "topology.host"),
+    ({"topology": {"rack": "r 1"}}, 422, "topology.rack"),
+    ({"group": "a/b"}, 422, "group"),
+    ({"cpu_ratio": 0}, 422, "cpu_ratio"),
+    ({"cpu_ratio": 65}, 422, "cpu_ratio"),
+    ({"memory_ratio": 0.05}, 422, "memory_ratio"),
+    ({"memory_ratio": 10.5}, 422, "memory_ratio"),
+    ({"memory_ratio": "1"}, 422, "memory_ratio"),
+    ({"tenants": ["nobody"]}, 404, "tenants[0]"),
+    ({"tenants": ["main", "tnt-00000000000000000000000000"]}, 404, "tenants[1]"),
+    ({"maintenance": [{**WINDOW, "begins": "tomorrow"}]}, 422, "maintenance[0].begins"),
+    ({"maintenance": [{**WINDOW, "begins": "2026-12-01T08:00:00"}]}, 422, "maintenance[0].begins"),
+    ({"maintenance": [WINDOW, {**WINDOW, "ends": WINDOW["begins"]}]}, 422, "maintenance[1].ends"),
+    ({"maintenance": [WINDOW] * 33}, 422, "maintenance"),
+    ({"maintenance": [{"begins": WINDOW["begins"]}]}, 422, "maintenance[0].ends"),
+    ({"price": -1}, 422, "price"),
+    ({"price": 1.5}, 422, "price"),
+    ({"inventory": {}}, 422, "inventory"),
 ]
 
 
@@ -95,6 +138,18 @@ async def test_bad_machine_orders(factory: Running, quiet: Any) -> None:
         assert problem["detail"]
     assert (await quiet.get("/machines")).json()["items"] == []
     assert not any((await quiet.get("/quotas/main")).json()["used"].values())
+    assert await count(quiet) == before
+
+
+async def test_bad_terms_of_a_host(quiet: Any) -> None:
+    before, host = await count(quiet), (await quiet.get("/hosts/h1")).json()
+    good = {"group": "gpu", "price": 7}
+    for change, status, field in BAD_TERMS:
+        answer = await quiet.patch("/hosts/h1", json={**good, **change})
+        assert (answer.status_code, answer.json()["field"]) == (status, field), (change, answer.text)
+    assert (await quiet.patch("/hosts/nowhere", json=good)).status_code == 404
+    now = (await quiet.get("/hosts/h1")).json()
+    assert {**now, "generation": 0} == {**host, "generation": 0}
     assert await count(quiet) == before
 
 

@@ -352,6 +352,44 @@ def test_hosts(hello: str) -> None:
     assert "error: " in usina("host", "remove", "f1", code=1).err
 
 
+def test_the_terms_of_a_host(site: Up) -> None:
+    window = "2026-12-01T08:00/2026-12-01T12:00"
+    words = ("--rack", "r1", "--block", "b1", "--site", "lisbon", "--nvlink", "nvl-3", "--group", "gpu")
+    more = ("--cpu-ratio", "4", "--memory-ratio", "1.2", "--dedicate", "acme", "--maintenance", window)
+    assert "lisbon" in usina("host", "set", "f1", *words, *more, "--price", "3600000").out
+    host = usina("host", "show", "f1", "-o", "json").data
+    assert host["topology"] == {"site": "lisbon", "block": "b1", "rack": "r1", "nvlink": "nvl-3"}
+    assert (host["group"], host["cpu_ratio"], host["memory_ratio"], host["price"]) == ("gpu", 4, 1.2, 3_600_000)
+    shown = usina("host", "show", "f1").out
+    for term in ("site lisbon, block b1, rack r1", "gpu", "1.2 for memory", "acme (tnt-", "3.6 credits an hour"):
+        assert term in shown
+    assert "2026-12-01T08:00Z/2026-12-01T12:00Z" in shown
+    assert "rack r1" in usina("story", host["id"]).out
+    usina("host", "set", "f1", "--rack", "none", "--dedicate", "none", "--maintenance", "none", "--group", "none")
+    host = usina("host", "show", "f1", "-o", "json").data
+    assert host["topology"] == {"site": "lisbon", "block": "b1", "nvlink": "nvl-3"}
+    assert (host["group"], host["tenants"], host["maintenance"], host["price"]) == ("", [], [], 3_600_000)
+    assert "nothing to set" in usina("host", "set", "f1", code=2).err
+    assert "stands alone" in usina("host", "set", "f1", "--dedicate", "none", "--dedicate", "acme", code=2).err
+    assert "maintenance" in usina("host", "set", "f1", "--maintenance", "soon", code=2).err
+    assert "nobody" in (ran := usina("host", "set", "f1", "--dedicate", "nobody", code=1)).err or "tenant" in ran.err
+
+
+def test_wishes_for_the_place_of_a_machine(site: Up) -> None:
+    plain = ("--image", "tiny", "--disk", "1GiB", "--no-wait", "-o", "json")
+    usina("machine", "create", "one", *plain, "--group", "web")
+    words = ("--numa", "preferred", "--whole-cores", "--near", "web", "--group", "db", "--spread-over", "host")
+    machine = usina("machine", "create", "two", *plain, *words, "--priority", "3", "--preemptible").data
+    spec = machine["spec"]
+    assert (spec["numa"], spec["numa_nodes"], spec["whole_cores"], spec["near"]) == ("preferred", 0, True, ["web"])
+    assert (spec["group"], spec["spread_over"], spec["priority"], spec["preemptible"]) == ("db", "host", 3, True)
+    shown = usina("machine", "show", "two").out
+    for term in ("whole cores", "db, spread over host", "web", "3, preemptible"):
+        assert term in shown
+    assert "apart[0]" in usina("machine", "create", "three", *plain, "--apart", "nobody", code=1).err
+    usina("machine", "delete", "one", "two", "--yes")
+
+
 def test_an_image_is_sent_up(site: Up, tmp_path: Path) -> None:
     file = tmp_path / "disk.raw"
     file.write_bytes(b"\0" * 510 + b"\x55\xaa" + b"\0" * (1 << 20))  # a boot sector and room

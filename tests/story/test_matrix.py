@@ -113,6 +113,7 @@ TABLE: dict[tuple[str, str], tuple[Role, Body]] = {
     ("GET", "/v1/hosts"): (OP, None),
     ("POST", "/v1/hosts"): (OP, lambda s: {"name": fresh("h"), "driver": "fake"}),
     ("GET", "/v1/hosts/{host}"): (OP, None),
+    ("PATCH", "/v1/hosts/{host}"): (OP, lambda s: {"group": fresh("g")}),
     ("GET", "/v1/hosts/{host}/claims"): (OP, None),
     ("POST", "/v1/hosts/{host}/cordon"): (OP, None),
     ("POST", "/v1/hosts/{host}/enable"): (OP, None),

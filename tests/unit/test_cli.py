@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from usina.cli import config, machine_inside, main, screen, short_forms
 from usina.cli.screen import Output
 from usina.cli.up import _roles
-from usina.client import ApiError, CannotConnect, Card, DeviceWish, Resource, Rule
+from usina.client import ApiError, CannotConnect, Card, DeviceWish, Resource, Rule, Window
 from usina.core.errors import Invalid, Unauthenticated, Unavailable
 from usina.core.units import GiB, MiB
 
@@ -91,7 +91,32 @@ class TestShortForms:
     def test_gpus(self, text: str, count: int, model: str | None) -> None:
         assert short_forms.gpu(text) == DeviceWish("gpu", count, model)
 
-    @pytest.mark.parametrize("text", ["H100:0", "H100:x", "17", "H100:17"])
+    def test_a_gpu_with_more_wishes(self) -> None:
+        wish = short_forms.gpu("H100|H200:4,memory=80GiB,linked,trait=sxm,trait=ecc")
+        assert wish == DeviceWish("gpu", 4, "H100|H200", memory=80 * GiB, linked=True, traits=("sxm", "ecc"))
+        assert short_forms.gpu("any,memory=24GiB") == DeviceWish("gpu", 1, memory=24 * GiB)
+
+    @pytest.mark.parametrize(("text", "wanted"), [("strict", ("strict", 0)), ("none", ("none", 0)), ("2", ("none", 2))])
+    def test_numa(self, text: str, wanted: tuple[str, int]) -> None:
+        assert short_forms.numa(text) == wanted
+        with pytest.raises(Invalid, match="numa"):
+            short_forms.numa("both")
+
+    def test_a_window_is_in_utc_unless_it_says_otherwise(self) -> None:
+        window = short_forms.window("2026-12-01T08:00/2026-12-01T14:00+02:00")
+        assert window == Window(datetime(2026, 12, 1, 8, tzinfo=UTC), datetime(2026, 12, 1, 12, tzinfo=UTC))
+        assert short_forms.show_window(window) == "2026-12-01T08:00Z/2026-12-01T12:00Z"
+        assert short_forms.window(short_forms.show_window(window)) == window
+
+    @pytest.mark.parametrize("text", ["", "2026-12-01T08:00", "now/then", "2026-12-01T08:00/"])
+    def test_a_wrong_window_says_how_one_looks(self, text: str) -> None:
+        with pytest.raises(Invalid, match="2026-12-01T08:00/2026-12-01T12:00") as caught:
+            short_forms.window(text)
+        assert caught.value.field == "maintenance"
+
+    @pytest.mark.parametrize(
+        "text", ["H100:0", "H100:x", "17", "H100:17", "H100,linked=yes", "H100,memory=", "H100,memory=big", "H100,x"]
+    )
     def test_wrong_gpus(self, text: str) -> None:
         with pytest.raises(Invalid, match="gpu"):
             short_forms.gpu(text)

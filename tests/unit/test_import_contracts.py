@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 PLANTED = {
     "core-is-pure": ("core/resource.py", "import sqlalchemy"),
-    "placement-is-pure": ("placement/fit.py", "import time"),
+    "placement-is-pure": ("placement/choose.py", "import time"),
     "the-floors": ("store/events.py", "import usina.app.context"),
     "only-server-knows-plugins": ("engine/fleet.py", "import usina.drivers.fake"),
     "doors-call-operations": ("facades/native/hosts.py", "import usina.engine.fleet"),

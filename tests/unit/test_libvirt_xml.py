@@ -22,10 +22,11 @@ from usina.drivers.libvirt import metadata, names, settings
 from usina.drivers.libvirt.devices import mdev_xml
 from usina.drivers.libvirt.domain_xml import Files, Ground, disk_target, domain_xml
 from usina.drivers.libvirt.filter_xml import filter_xml, same_filter, shelter_xml
-from usina.drivers.libvirt.inventory import Texts, build_inventory, read_devices
+from usina.drivers.libvirt.inventory import Texts, build_inventory, read_devices, read_nodes
 from usina.drivers.libvirt.network_xml import Book, network_xml, read_book
 from usina.drivers.libvirt.probe import Accelerator, boot_sector
 from usina.drivers.libvirt.seed import seed_iso
+from usina.drivers.libvirt.xml import parse
 from usina.ports.driver import HostSettings
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -328,6 +329,33 @@ def test_a_hgx_host_is_read() -> None:
     left = sum(node.memory + 512 * GiB for node in inventory.nodes)
     assert 2048 * GiB - left == pytest.approx(0.05 * 1024 * GiB, rel=0.01)  # five percent of ordinary memory
     assert {"kvm", "uefi", "hugepages", "numa", "pci-passthrough", "pinning", "mdev", "x86_64"} <= inventory.traits
+
+
+def test_the_threads_of_its_cores_are_told_apart() -> None:
+    inventory = build_inventory(recorded(), Accelerator("kvm", "a probe guest booted"), session=False)
+    for node in inventory.nodes:
+        assert len(node.siblings) == 56
+        assert sorted(cpu for core in node.siblings for cpu in core) == list(node.cpus)
+    assert inventory.nodes[0].siblings[:2] == ((0, 112), (1, 113))
+
+
+@pytest.mark.parametrize(
+    ("siblings", "wanted"),
+    [
+        (("0-1", "0-1", "2,3", "2,3"), ((0, 1), (2, 3))),
+        (("0-1", "0-1", None, "3"), ((0, 1), (2,), (3,))),  # of a core that is partly off, nothing is told
+        (("0", "1", "2", "3"), ()),
+        ((None, None, None, None), ()),
+    ],
+)
+def test_siblings_as_libvirt_writes_them(siblings: tuple[str | None, ...], wanted: tuple[tuple[int, ...], ...]) -> None:
+    told = (f"<cpu id='{n}'" + (f" siblings='{one}'/>" if one else "/>") for n, one in enumerate(siblings))
+    cell = f"<cell id='0'><memory unit='KiB'>1024</memory><cpus num='4'>{''.join(told)}</cpus></cell>"
+    capabilities = parse(
+        f"<capabilities><host><topology><cells num='1'>{cell}</cells></topology></host></capabilities>"
+    )
+    [node] = read_nodes(capabilities, 0)
+    assert node.siblings == wanted
 
 
 def test_its_devices_are_found_and_others_left_alone() -> None:

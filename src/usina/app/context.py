@@ -229,4 +229,4 @@ _FIELD = {"cores": "cores", "memory": "memory", "disk": "disk", "gpus": "devices
 
 
 def _digest(request: Any) -> str:
-    return hashlib.sha256(msgspec.json.encode(request)).hexdigest()
+    return hashlib.sha256(msgspec.json.encode(request, order="deterministic")).hexdigest()

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from usina.app.context import Context
 from usina.app.machine_parts import CardOrder, attach, card_for, check_possible, image_for
+from usina.core.capacity import Numa
 from usina.core.errors import Conflict, Invalid, NotFound, Stale
 from usina.core.grant import Grant
 from usina.core.machine import (
@@ -107,12 +108,10 @@ async def resize(
             raise Invalid("memory: must be whole MiB", field="memory")
         if spec.disk < old.disk:
             raise Invalid("disk: can only grow", field="disk")
-        if (old.pinned or old.numa_nodes or old.hugepage) and (spec.cores, spec.memory) != (
-            old.cores,
-            old.memory,
-        ):
+        bound = old.pinned or old.numa_nodes or old.hugepage or old.numa is not Numa.NONE
+        if bound and (spec.cores, spec.memory) != (old.cores, old.memory):
             raise Conflict("a pinned or NUMA-bound machine cannot be resized; make a new one", code="bound")
-        await check_possible(context, replace(spec, host=machine.provider or spec.host))
+        await check_possible(context, replace(machine, spec=replace(spec, host=machine.provider or spec.host)))
         return spec, f"asked for {spec.cores} cores, {spec.memory // MiB} MiB, disk {spec.disk // MiB} MiB"
 
     return await change(context, ref, project, if_match=if_match, edit=edit, labels=labels)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from usina.app.context import Context
 from usina.app.near import Near
 from usina.core import network as net
-from usina.core.capacity import Claim
+from usina.core.capacity import Claim, Needs
 from usina.core.errors import Conflict, Invalid, NotFound, Refused
 from usina.core.goods import Image
 from usina.core.grant import Grant
-from usina.core.machine import (
-    Interface,
-    MachineSpec,
-)
-from usina.core.machine_decide import needs_of
+from usina.core.machine import Interface
+from usina.core.machine_decide import Machine, needs_of
 from usina.core.resource import Kind, Phase
 from usina.core.tenancy import Project
 from usina.placement import Refusal, place
@@ -130,17 +127,18 @@ def attach(work: Work, volume: str, machine: str, grant: Grant, field: str = "vo
     work.reserve(f"use:{volume}", "attached", machine, grant, lambda: taken, alive=volume)
 
 
-async def check_possible(context: Context, spec: MachineSpec) -> None:
+async def check_possible(context: Context, machine: Machine) -> None:
     """Refuse now what no host could ever hold, even empty. What is only full now waits its turn instead."""
     near = context.house.near
-    found = await near.remembered(("possible", needs_of(spec)), lambda: _possible(near, spec))
+    alone = replace(needs_of(machine), affinities=(), groups=frozenset(), priority=0, preemptible=False)
+    found = await near.remembered(("possible", alone), lambda: _possible(near, alone))
     if isinstance(found, Refusal):
         raise Refused(f"no host can ever hold this: {found.message}", data={"reasons": dict(found.reasons)})
 
 
-async def _possible(near: Near, spec: MachineSpec) -> Claim | Refusal | None:
+async def _possible(near: Near, needs: Needs) -> Claim | Refusal | None:
     """What an empty house would answer; None where there are no hosts yet."""
-    empty = await near.empty_hosts(spec.host)
-    if not empty and spec.host is not None:
+    empty = await near.empty_hosts(needs.host)
+    if not empty and needs.host is not None:
         raise NotFound("host not found", field="host")
-    return place(empty, needs_of(spec)) if empty else None
+    return place(empty, needs) if empty else None

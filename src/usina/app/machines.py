@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from usina.app.context import Context
 from usina.app.machine_changes import expect
 from usina.app.machine_parts import AddressTaken, CardOrder, card_for, check_possible, image_for, volumes_for
-from usina.core.capacity import DeviceKind, DeviceRequest
+from usina.app.neighbours import Neighbours, check_neighbours, find_neighbours, join
+from usina.core.capacity import DeviceKind, DeviceRequest, Numa
 from usina.core.cloudinit import USER_DATA_LIMIT
-from usina.core.errors import Conflict, Invalid, TooLarge
+from usina.core.errors import Conflict, Forbidden, Invalid, TooLarge
 from usina.core.grant import Grant
 from usina.core.machine import (
     Firmware,
@@ -18,13 +19,14 @@ from usina.core.machine import (
     Restart,
 )
 from usina.core.machine_decide import Machine
-from usina.core.names import check_labels, check_name, check_range, check_ssh_keys
+from usina.core.names import check_labels, check_name, check_range, check_ref, check_ssh_keys
 from usina.core.resource import Kind, Resource
 from usina.core.tenancy import Action, Project, Scope
 from usina.core.units import GiB, KiB, MiB, TiB
 from usina.store.work import Work, missing
 
 LARGEST_BATCH = 500
+LARGEST_PRIORITY = 100
 _HUGEPAGES = {2 * MiB, GiB, 0}
 
 
@@ -52,6 +54,14 @@ class MachineOrder:
     restart: Restart = Restart.NEVER
     host: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
+    numa: Numa = Numa.NONE
+    whole_cores: bool = False
+    near: tuple[str, ...] = ()  # machines by name or id, and groups by name
+    apart: tuple[str, ...] = ()
+    group: str = ""
+    spread_over: str = ""
+    priority: int = 0
+    preemptible: bool = False
 
 
 async def create(context: Context, order: MachineOrder) -> Machine:
@@ -76,12 +86,15 @@ async def _create(context: Context, orders: tuple[MachineOrder, ...]) -> list[Ma
     grant = context.require(Action.RESOURCE_CREATE, Scope(project.tenant, project.id), "project")
     if order.host is not None:
         context.require(Action.MACHINE_PIN_HOST, Scope(), "host")
+    if order.priority > 0 and not context.actor.is_operator:
+        raise Forbidden("priority: only operators give one above 0", field="priority")
     earlier = await context.repeated(orders)
     if earlier is not None:
         return earlier
+    neighbours = await find_neighbours(context, project, order.near, order.apart, order.group)
     for attempt in range(8):
         work = context.work()
-        machines = [await _ordered(context, work, project, one, grant) for one in orders]
+        machines = [await _ordered(context, work, project, one, grant, neighbours) for one in orders]
         context.remember(work, machines, orders, grant)
         amounts = context.charge(work, machines, grant)
         try:
@@ -126,15 +139,31 @@ def _check(order: MachineOrder) -> None:
         raise Invalid("numa_nodes: cores and memory must divide evenly over them", field="numa_nodes")
     if order.user_data is not None and len(order.user_data.encode()) > USER_DATA_LIMIT:
         raise TooLarge(f"user_data: at most {USER_DATA_LIMIT // KiB} KiB", field="user_data")
+    if order.numa is not Numa.NONE and order.numa_nodes:
+        raise Invalid("numa: say it, or over how many nodes, not both", field="numa")
+    check_range(order.priority, -LARGEST_PRIORITY, LARGEST_PRIORITY, "priority")
+    check_neighbours(order.near, order.apart, order.group, order.spread_over)
     for number, device in enumerate(order.devices):
-        check_range(device.count, 1, 16, f"devices[{number}].count")
-        if device.kind is DeviceKind.MDEV and not device.mdev_type:
-            raise Invalid(f"devices[{number}].mdev_type: name the type", field=f"devices[{number}].mdev_type")
+        _check_device(device, f"devices[{number}]")
     if len({d.kind for d in order.devices if d.kind is not DeviceKind.MDEV}) > 1:
         raise Invalid("devices: GPUs and virtual functions cannot be mixed in one machine yet", field="devices")
 
 
-async def _ordered(context: Context, work: Work, project: Project, order: MachineOrder, grant: Grant) -> Machine:
+def _check_device(device: DeviceRequest, where: str) -> None:
+    check_range(device.count, 1, 16, f"{where}.count")
+    check_range(device.memory, 0, TiB, f"{where}.memory")
+    check_range(len(device.traits), 0, 16, f"{where}.traits")
+    for trait in device.traits:
+        check_ref(trait, f"{where}.traits")
+    if device.model is not None and not all(part.strip() for part in device.model.split("|")):
+        raise Invalid(f"{where}.model: name a model on each side of '|'", field=f"{where}.model")
+    if device.kind is DeviceKind.MDEV and not device.mdev_type:
+        raise Invalid(f"{where}.mdev_type: name the type", field=f"{where}.mdev_type")
+
+
+async def _ordered(
+    context: Context, work: Work, project: Project, order: MachineOrder, grant: Grant, neighbours: Neighbours
+) -> Machine:
     """The machine as ordered; everything that must be written for it goes into `work`."""
     id = context.house.ids.new(Kind.MACHINE.value)
     image = await image_for(context, project, order.image)
@@ -161,11 +190,18 @@ async def _ordered(context: Context, work: Work, project: Project, order: Machin
         devices=order.devices,
         restart=order.restart,
         host=home or order.host,
+        numa=order.numa,
+        whole_cores=order.whole_cores,
+        near=neighbours.near,
+        apart=neighbours.apart,
+        group=order.group,
+        spread_over=order.spread_over,
+        priority=order.priority,
+        preemptible=order.preemptible,
     )
     if image.status.files is not None and order.disk < image.status.files.virtual_size:
         least = image.status.files.virtual_size
         raise Invalid(f"disk: the image needs at least {least} bytes", field="disk")
-    await check_possible(context, spec)
     machine: Machine = Resource(
         id=id,
         kind=Kind.MACHINE,
@@ -178,6 +214,9 @@ async def _ordered(context: Context, work: Work, project: Project, order: Machin
         updated_at=context.now,
         labels=order.labels,
     )
+    await check_possible(context, machine)
+    if order.group:
+        join(work, project, order.group, id, grant)
     work.reserve(f"use:{image.id}", id, id, grant, missing("image", "image"), alive=image.id)
     context.order(work, machine, grant)
     return machine

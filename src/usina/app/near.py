@@ -84,7 +84,8 @@ class Near:
             for host in await self._store.hosts.all():
                 if only not in (None, host.id, host.name):
                     continue
-                shape = (id(host.provider.inventory), host.provider.cpu_ratio)
+                terms = host.provider.terms
+                shape = (id(host.provider.inventory), host.provider.cpu_ratio, terms.memory_ratio, terms.tenants)
                 shapes.setdefault(shape, _emptied(host.provider))
             return list(shapes.values())
 
@@ -125,4 +126,5 @@ def _emptied(provider: Provider) -> Provider:
         used_hugepages={},
         bound_memory={},
         cordoned_devices=frozenset(),
+        terms=replace(provider.terms, maintenance=()),
     )

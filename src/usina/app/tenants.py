@@ -76,8 +76,11 @@ async def rename_tenant(context: Context, ref: str, name: str) -> Tenant:
 
 
 async def delete_tenant(context: Context, ref: str) -> None:
-    """A tenant without projects goes, with its members and their keys."""
+    """A tenant without projects goes, with its members and their keys; not while a host is dedicated to it."""
     tenant, grant = await find_tenant(context, ref, Action.TENANT_DELETE)
+    kept = [host.name for host in await context.store.hosts.all() if tenant.id in host.provider.terms.tenants]
+    if kept:
+        raise Conflict(f"tenant {tenant.name} has hosts of its own: {', '.join(kept[:10])}", code="in-use")
     members = await context.store.identity.members(tenant.id, limit=10_000)
     work = context.work()
     writers.drop_tenant(work, tenant, members, grant)

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from usina.cli import door, options, screen, short_forms
+from usina.cli import door, host_terms, options, screen, short_forms
 from usina.cli.options import Host as HostName
 from usina.cli.options import NewName, Out, Yes
 from usina.cli.screen import Cell, Output
-from usina.client import Claim, Device, Host
+from usina.client import Claim, Client, Device, Host
 
 app = options.noun(
     "Hosts: what machines run on. For operators.",
@@ -19,6 +19,7 @@ app = options.noun(
 )
 device = options.noun("Single devices of a host, such as a GPU.", "usina host device cordon node7 0000:3b:00.0")
 app.add_typer(device, name="device")
+host_terms.add_to(app)
 
 Address = Annotated[str, typer.Argument(help="PCI address, as `usina host show` has it.", metavar="ADDRESS")]
 
@@ -26,7 +27,8 @@ Address = Annotated[str, typer.Argument(help="PCI address, as `usina host show` 
 def _used(host: Host, measure: str, sized: bool = True) -> str:
     total: int = getattr(host, measure)
     if sized:
-        return f"{screen.size(host.used[measure])} of {screen.size(total)}"
+        sold = int(total * host.memory_ratio) if measure == "memory" else total
+        return f"{screen.size(host.used[measure])} of {screen.size(sold)}"
     return f"{host.used[measure]} of {total * host.cpu_ratio:g}"
 
 
@@ -48,7 +50,7 @@ _COLUMNS: screen.Columns[Host] = [
 ]
 _CLAIMS: screen.Columns[Claim] = [
     ("resource", lambda c: c.resource),
-    ("cores", lambda c: str(c.cores)),
+    ("cores", lambda c: f"{c.cores:g}"),
     ("memory", lambda c: screen.size(c.memory)),
     ("disk", lambda c: screen.size(c.disk)),
     ("cpus", lambda c: ",".join(map(str, c.cpus)) or "–"),
@@ -60,10 +62,12 @@ _CLAIMS: screen.Columns[Claim] = [
 def _device(one: Device) -> str:
     state = "cordoned" if one.cordoned else "taken" if one.taken else "free"
     where = "" if one.node is None else f"  NUMA {one.node}"
-    return f"{one.address}  {one.kind}  {one.model}{where}  {state}"
+    link = f"  {one.link}" if one.link else ""
+    traits = f"  {' '.join(one.traits)}" if one.traits else ""
+    return f"{one.address}  {one.kind}  {one.model}{where}{link}{traits}  {state}"
 
 
-def _rows(host: Host) -> list[tuple[str, Cell]]:
+def _rows(host: Host, site: Client) -> list[tuple[str, Cell]]:
     rows: list[tuple[str, Cell]] = [
         ("name", f"{host.name} ({host.id})"),
         ("state", screen.phase(host.state if host.reachable else "unreachable")),
@@ -72,6 +76,7 @@ def _rows(host: Host) -> list[tuple[str, Cell]]:
         ("cores", _used(host, "cores", sized=False)),
         ("memory", _used(host, "memory")),
         ("disk", _used(host, "disk")),
+        *host_terms.rows(host, site),
         ("NUMA", "\n".join(f"{n['id']}: {len(n['cpus'])} CPUs, {screen.size(n['memory'])}" for n in host.nodes)),
         ("devices", "\n".join(_device(one) for one in host.devices)),
         ("traits", ", ".join(host.traits)),
@@ -101,7 +106,7 @@ def add(
     """
     with door.client() as site:
         host = site.hosts.add(name, driver, short_forms.host_options(option or ()), cpu_ratio)
-    screen.show_one(host, _rows(host), output)
+        screen.show_one(host, _rows(host, site), output)
 
 
 @app.command("list")
@@ -125,7 +130,7 @@ def show(host: HostName, output: Out = Output.TABLE) -> None:
     """
     with door.client() as site:
         found = site.hosts.get(host)
-    screen.show_one(found, _rows(found), output)
+        screen.show_one(found, _rows(found, site), output)
 
 
 @app.command()

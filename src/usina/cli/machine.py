@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -52,15 +52,40 @@ def create(
     no_network: Annotated[bool, typer.Option("--no-network", help="No network card at all.")] = False,
     volume: Annotated[list[str] | None, typer.Option("--volume", "-v", help="Volume to attach; repeat it.")] = None,
     gpu: Annotated[
-        list[str] | None, typer.Option("--gpu", help="MODEL, N, or MODEL:N, such as H100:4.", metavar="GPU")
+        list[str] | None,
+        typer.Option(
+            "--gpu",
+            help="MODEL, N, or MODEL:N, such as H100:4; then ,memory=SIZE ,linked ,trait=NAME; repeat it.",
+            metavar="GPU",
+        ),
     ] = None,
     pinned: Annotated[bool, typer.Option("--pinned", help="Whole host cores of its own.")] = False,
-    numa: Annotated[int, typer.Option(help="Spread over so many NUMA nodes; 0: anywhere.", min=0)] = 0,
+    whole_cores: Annotated[
+        bool, typer.Option("--whole-cores", help="Pinned, and no hardware thread of its cores is anybody else's.")
+    ] = False,
+    numa: Annotated[
+        str, typer.Option(help="strict or preferred: all on one NUMA node; a number: spread over so many.")
+    ] = "none",
     hugepage: Annotated[str, typer.Option(help="Back memory by pages of 2MiB or 1GiB.", metavar="SIZE")] = "0",
     uefi: Annotated[bool, typer.Option("--uefi", help="UEFI firmware instead of BIOS.")] = False,
     queues: Annotated[int, typer.Option(help="Queues of each network card.", min=1)] = 1,
     restart: Annotated[str, typer.Option(help="never, on-failure or always.")] = "never",
     host: Annotated[str | None, typer.Option(help="The host, for operators.")] = None,
+    near: Annotated[
+        list[str] | None, typer.Option(help="On the host of this machine or group; repeat it.", metavar="NAME")
+    ] = None,
+    apart: Annotated[
+        list[str] | None, typer.Option(help="Not on the host of this machine or group; repeat it.", metavar="NAME")
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Group it is in, for --near, --apart and --spread-over.", metavar="NAME")
+    ] = None,
+    spread_over: Annotated[
+        str | None,
+        typer.Option(help="No two of its group in one site, block, rack, nvlink or host.", metavar="LEVEL"),
+    ] = None,
+    priority: Annotated[int, typer.Option(help="-100 to 100; higher may push lower aside. Above 0 for operators.")] = 0,
+    preemptible: Annotated[bool, typer.Option("--preemptible", help="May be pushed aside.")] = False,
     label: Labels = None,
     project: Project = None,
     wait: Wait = True,
@@ -74,8 +99,11 @@ def create(
       usina machine create train --image debian-12 --cores 16 --memory 64GiB --disk 200GiB --gpu H100:2
       usina machine create db --image debian-12 --network lab:10.0.0.10 --volume data --restart on-failure
       usina machine create fast --image debian-12 --cores 8 --memory 16GiB --pinned --numa 1 --hugepage 1GiB
+      usina machine create tune --image debian-12 --cores 32 --whole-cores --numa strict --gpu 'H100|H200:2,linked'
+      usina machine create db-2 --image debian-12 --group db --spread-over rack --apart web --preemptible
       usina machine create web --image debian-12 --user-data cloud.yaml --label tier=front --no-wait
     """
+    numa_word, numa_nodes = short_forms.numa(numa)
     cards = () if no_network else [short_forms.card(text, security_group or ()) for text in network or ["default"]]
     with door.client(project) as site:
         ordered = site.machines.create(
@@ -90,7 +118,7 @@ def create(
             user_data=_text(user_data) if user_data else None,
             hostname=hostname,
             pinned=pinned,
-            numa_nodes=numa,
+            numa_nodes=numa_nodes,
             hugepage=parse_size(hugepage, "hugepage"),
             firmware="uefi" if uefi else "bios",
             queues=queues,
@@ -98,6 +126,14 @@ def create(
             restart=restart,
             host=host,
             labels=short_forms.labels(label or ()),
+            numa=numa_word,
+            whole_cores=whole_cores,
+            near=near or (),
+            apart=apart or (),
+            group=group,
+            spread_over=spread_over,
+            priority=priority,
+            preemptible=preemptible,
         )
         machine = progress.settle(site, ordered, wait, timeout)
         if wait:
@@ -203,6 +239,11 @@ _COLUMNS: screen.Columns[Resource] = [
 ]
 
 
+def _device(wish: dict[str, Any]) -> str:
+    more = [screen.size(wish["memory"]) if wish["memory"] else "", "linked" if wish["linked"] else "", *wish["traits"]]
+    return " ".join(filter(None, [f"{wish['count']} × {wish['model'] or wish['mdev_type'] or wish['kind']}", *more]))
+
+
 def _show(site: Client, machine: Resource, output: Output) -> None:
     screen.show_one(machine, _rows(machine), output)
 
@@ -210,20 +251,25 @@ def _show(site: Client, machine: Resource, output: Output) -> None:
 def _rows(machine: Resource) -> list[tuple[str, Cell]]:
     spec, status = machine.spec, machine.status
     placed = [
-        "pinned" if spec["pinned"] else "",
+        "whole cores" if spec["whole_cores"] else "pinned" if spec["pinned"] else "",
         f"{spec['numa_nodes']} NUMA nodes" if spec["numa_nodes"] else "",
+        f"one NUMA node {spec['numa']}" if spec["numa"] == "preferred" else "",
+        "one NUMA node" if spec["numa"] == "strict" else "",
         f"{screen.size(spec['hugepage'])} pages" if spec["hugepage"] else "",
         "UEFI" if spec["firmware"] == "uefi" else "",
         f"{spec['queues']} queues" if spec["queues"] > 1 else "",
     ]
-    devices = [f"{d['count']} × {d['model'] or d['mdev_type'] or d['kind']}" for d in spec["devices"]]
     rows: list[tuple[str, Cell]] = [
         ("name", f"{machine.name} ({machine.id})"),
         ("phase", screen.phase(machine.phase)),
         ("trouble", machine.trouble),
         ("size", f"{_size(machine)}, disk {screen.size(spec['disk'])}"),
         ("options", ", ".join(filter(None, placed))),
-        ("devices", ", ".join(devices)),
+        ("devices", ", ".join(_device(wish) for wish in spec["devices"])),
+        ("group", spec["group"] + (f", spread over {spec['spread_over']}" if spec["spread_over"] else "")),
+        ("near", ", ".join(spec["near"])),
+        ("apart from", ", ".join(spec["apart"])),
+        ("priority", ", ".join(filter(None, [str(spec["priority"] or ""), "preemptible" * spec["preemptible"]]))),
         ("image", spec["image"]),
         ("address", addresses(machine)),
         ("interfaces", "\n".join(f"{c['mac']}  {c['address']}  {c['network']}" for c in spec["interfaces"])),

@@ -5,14 +5,16 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from usina.client import Card, DeviceWish, Rule
+from usina.client import Card, DeviceWish, Rule, Window
 from usina.core.errors import Invalid
 from usina.core.units import parse_size
 
 _DIRECTIONS = ("in", "out")
+_NUMA = ("none", "preferred", "strict")
 _PROTOCOLS = ("tcp", "udp", "icmp", "all")
 _RULE = "a rule looks like in:tcp:22, in:tcp:8000-8100:10.0.0.0/8 or out:all"
 
@@ -65,13 +67,66 @@ def show_rule(rule: dict[str, Any]) -> str:
 
 
 def gpu(text: str) -> DeviceWish:
-    """``MODEL``, ``N`` or ``MODEL:N``; ``any`` is any model: ``H100:4``, ``2``, ``any``."""
-    model, colon, count = text.strip().rpartition(":")
+    """``MODEL``, ``N`` or ``MODEL:N``, and after commas what else each must be: ``H100|H200:4,memory=80GiB,linked``.
+
+    ``any`` is any model, and ``A|B`` either of two; ``trait=NAME`` may be repeated.
+    """
+    first, *more = text.strip().split(",")
+    model, colon, count = first.rpartition(":")
     if not colon:
-        model, count = ("", text) if text.isdecimal() else (text, "1")
+        model, count = ("", first) if first.isdecimal() else (first, "1")
     if not count.isdecimal() or not 1 <= int(count) <= 16:
         raise Invalid(f"gpu: {text!r}: give a model, a number (1 to 16) or both, such as H100:4", field="gpu")
-    return DeviceWish("gpu", int(count), None if model in ("", "any") else model)
+    model_or_any = None if model in ("", "any") else model
+    return DeviceWish("gpu", int(count), model_or_any, **_device_wishes(text, more))
+
+
+def _device_wishes(text: str, wishes: list[str]) -> dict[str, Any]:
+    """What stands after the commas of a GPU, as fields of the wish."""
+    found: dict[str, Any] = {}
+    for wish in wishes:
+        name, _, value = wish.partition("=")
+        if wish == "linked":
+            found["linked"] = True
+        elif name == "memory" and value:
+            found["memory"] = parse_size(value, "gpu")
+        elif name == "trait" and value:
+            found["traits"] = (*found.get("traits", ()), value)
+        else:
+            raise Invalid(f"gpu: {text!r}: after commas come memory=SIZE, linked and trait=NAME", field="gpu")
+    return found
+
+
+def numa(text: str) -> tuple[str, int]:
+    """``none``, ``preferred`` or ``strict``: one NUMA node or anywhere; or over how many to spread: (word, nodes)."""
+    if text.isdecimal():
+        return "none", int(text)
+    if text not in _NUMA:
+        raise Invalid(f"numa: {text!r}: give {', '.join(_NUMA)}, or a number of nodes", field="numa")
+    return text, 0
+
+
+def window(text: str) -> Window:
+    """``BEGIN/END``, each like ``2026-12-01T08:00``; UTC where no zone is given."""
+    begins, slash, ends = text.partition("/")
+    try:
+        if slash:
+            return Window(_moment(begins), _moment(ends))
+    except ValueError:
+        pass
+    raise Invalid(
+        f"maintenance: {text!r}: a window looks like 2026-12-01T08:00/2026-12-01T12:00", field="maintenance"
+    ) from None
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+def show_window(window: Window) -> str:
+    """A window as it is written, in UTC."""
+    return "/".join(f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M}Z" for moment in (window.begins, window.ends))
 
 
 def card(text: str, groups: Iterable[str] = ()) -> Card:

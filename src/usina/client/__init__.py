@@ -11,6 +11,7 @@ from usina.client.models import (
     Device,
     DeviceWish,
     Event,
+    Explanation,
     FreshKey,
     Host,
     Key,
@@ -19,9 +20,12 @@ from usina.client.models import (
     Quota,
     Resource,
     Rule,
+    Score,
     Site,
     Tenant,
+    Victim,
     WhoAmI,
+    Window,
 )
 from usina.client.streams import Stream
 
@@ -34,6 +38,7 @@ __all__ = [
     "Device",
     "DeviceWish",
     "Event",
+    "Explanation",
     "FreshKey",
     "Host",
     "Key",
@@ -43,9 +48,12 @@ __all__ = [
     "Resource",
     "ResourceFailed",
     "Rule",
+    "Score",
     "Site",
     "Stream",
     "Tenant",
+    "Victim",
     "WaitedTooLong",
     "WhoAmI",
+    "Window",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from usina.client.models import Claim, FreshKey, Host, Key, Member, Project, Quota, Tenant, given
+from usina.client.models import Claim, FreshKey, Host, Key, Member, Project, Quota, Tenant, Window, given
 from usina.client.wire import Wire, segment
 
 
@@ -163,6 +163,38 @@ class Hosts:
 
     def get(self, ref: str) -> Host:
         return self._wire.one(Host, "GET", f"/hosts/{segment(ref)}")
+
+    def snapshot(self) -> bytes:
+        """All hosts with what is held on them, as JSON that `usina placement simulate` reads."""
+        return self._wire.call("GET", "/placement/hosts").content
+
+    def change(
+        self,
+        ref: str,
+        *,
+        topology: Mapping[str, str] | None = None,
+        group: str | None = None,
+        cpu_ratio: float | None = None,
+        memory_ratio: float | None = None,
+        tenants: Sequence[str] | None = None,
+        maintenance: Sequence[Window] | None = None,
+        price: int | None = None,
+    ) -> Host:
+        """Say where a host stands, and on what terms; what is None stays as it is.
+
+        `topology` is level (site, block, rack, nvlink) to domain; ``""`` takes a domain, or the group, away. `tenants`
+        are those it is dedicated to, by name or id. `price` is in micro-credits an hour.
+        """
+        body = given(
+            topology=topology,
+            group=group,
+            cpu_ratio=cpu_ratio,
+            memory_ratio=memory_ratio,
+            tenants=tenants,
+            maintenance=maintenance,
+            price=price,
+        )
+        return self._wire.one(Host, "PATCH", f"/hosts/{segment(ref)}", body=body)
 
     def claims(self, ref: str) -> tuple[Claim, ...]:
         """What is held on a host."""

@@ -119,8 +119,46 @@ class Device(msgspec.Struct, frozen=True):
     node: int | None
     memory: int
     parent: str | None
+    link: str | None
+    traits: tuple[str, ...]
     cordoned: bool
     taken: bool
+
+
+class Window(msgspec.Struct, frozen=True):
+    """A time of maintenance; both ends with their time zone."""
+
+    begins: datetime
+    ends: datetime
+
+
+class Score(msgspec.Struct, frozen=True):
+    """A host that fits; less cost is better."""
+
+    host: str
+    name: str
+    cost: float
+    parts: dict[str, float]
+
+
+class Victim(msgspec.Struct, frozen=True):
+    resource: str
+    why: str
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """What placement says of a machine now. `reasons` counts the hosts that cannot have it."""
+
+    placed: bool
+    fits: int
+    hosts: int
+    policy: str
+    best: list[Score]
+    reasons: dict[str, int]
+    nearest: str
+    nearest_host: str
+    largest: str
+    victims: list[Victim]
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -131,7 +169,13 @@ class Host(msgspec.Struct, frozen=True):
     reachable: bool
     message: str
     generation: int
+    topology: dict[str, str]
+    group: str
     cpu_ratio: float
+    memory_ratio: float
+    tenants: tuple[str, ...]
+    maintenance: tuple[Window, ...]
+    price: int
     cores: int
     memory: int
     disk: int
@@ -148,7 +192,7 @@ class Claim(msgspec.Struct, frozen=True):
     """Capacity held on a host for a resource."""
 
     resource: str
-    cores: int
+    cores: float
     memory: int
     disk: int
     cpus: tuple[int, ...]
@@ -202,8 +246,11 @@ class Card(msgspec.Struct, frozen=True, omit_defaults=True):
 class DeviceWish(msgspec.Struct, frozen=True, omit_defaults=True):
     kind: str = "gpu"
     count: int = 1
-    model: str | None = None
+    model: str | None = None  # part of the model's name; several as "A|B"
     mdev_type: str | None = None
+    memory: int = 0  # bytes that each has at least
+    linked: bool = False  # all of them joined by NVLink
+    traits: tuple[str, ...] = ()
 
 
 class Rule(msgspec.Struct, frozen=True, omit_defaults=True):

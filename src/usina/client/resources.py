@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from usina.client.models import Card, DeviceWish, Resource, Rule, given
+from usina.client.models import Card, DeviceWish, Explanation, Resource, Rule, given
 from usina.client.wire import Wire, segment
 from usina.core.units import GiB
 
@@ -62,6 +62,11 @@ class Collection:
 class Machines(Collection):
     path = "/machines"
 
+    def explain(self, ref: str, project: str | None = None) -> Explanation:
+        """Why it is where it is, or nowhere."""
+        query = {"project": project or self._project}
+        return self._wire.one(Explanation, "GET", f"{self.path}/{segment(ref)}/placement", query=query)
+
     def create(
         self,
         name: str,
@@ -84,9 +89,21 @@ class Machines(Collection):
         restart: str = "never",
         host: str | None = None,
         labels: Mapping[str, str] | None = None,
+        numa: str = "none",
+        whole_cores: bool = False,
+        near: Sequence[str] = (),
+        apart: Sequence[str] = (),
+        group: str | None = None,
+        spread_over: str | None = None,
+        priority: int = 0,
+        preemptible: bool = False,
         project: str | None = None,
     ) -> Resource:
-        """Order a machine; sizes in bytes. Without `ssh_keys`, the member's own are put in."""
+        """Order a machine; sizes in bytes. Without `ssh_keys`, the member's own are put in.
+
+        `near` and `apart` name machines, or groups of the project; `spread_over` is a level of the topology, such as
+        ``rack``, at which the members of `group` are kept apart.
+        """
         body = given(
             name=name,
             image=image,
@@ -107,6 +124,14 @@ class Machines(Collection):
             restart=restart,
             host=host,
             labels=labels,
+            numa=numa,
+            whole_cores=whole_cores,
+            near=near,
+            apart=apart,
+            group=group,
+            spread_over=spread_over,
+            priority=priority,
+            preemptible=preemptible,
         )
         return self._create(body, project)
 

@@ -7,9 +7,9 @@ nodes and the PCI addresses are named, not only counted.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from usina.core.units import Instant
@@ -19,6 +19,20 @@ class HostState(StrEnum):
     ENABLED = "enabled"
     CORDONED = "cordoned"  # nothing new; what runs stays
     DRAINING = "draining"  # nothing new; what runs is being stopped
+
+
+LEVELS = ("site", "block", "rack", "nvlink", "host")
+"""The topology above a host, widest first, as labels an operator gives; below it are NUMA nodes and devices."""
+
+DAY = 86_400.0
+
+
+class Numa(StrEnum):
+    """How cores, memory and devices of one request lie on NUMA nodes, where it does not say over how many."""
+
+    NONE = "none"
+    PREFERRED = "preferred"  # one node if one has room, else anywhere on the host
+    STRICT = "strict"  # one node, with the devices that say where they are
 
 
 class DeviceKind(StrEnum):
@@ -34,6 +48,7 @@ class NumaNode:
     cpus: tuple[int, ...]
     memory: int  # ordinary memory; huge page pools are counted apart
     hugepages: Mapping[int, int] = field(default_factory=dict)  # page size in bytes -> pages in the pool
+    siblings: tuple[tuple[int, ...], ...] = ()  # hardware threads of each physical core; () = one thread each
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +64,9 @@ class Device:
     parent: str | None = None  # PCI address of the physical function of a VF
     mdev_types: Mapping[str, int] = field(default_factory=dict)  # type -> instances it can carry in all
     driver: str = ""  # kernel driver bound now
+    link: str | None = None  # devices of one host with the same name here reach each other by NVLink (or alike)
+    mode: str = ""  # how it is partitioned now: "" whole, "mig", or an AMD mode such as "cpx"
+    traits: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -74,15 +92,30 @@ class Inventory:
 class DeviceRequest:
     kind: DeviceKind
     count: int = 1
-    model: str | None = None  # substring of the model, or "vendor:device", matched without case
+    model: str | None = None  # "A|B": parts of accepted model names, or "vendor:device", matched without case
     mdev_type: str | None = None
+    memory: int = 0  # bytes the device (or the partition) has at least
+    share: int = 0  # thousandths of one device, 1 to 999; 0 = all of it
+    profile: str | None = None  # a partition: a MIG profile ("1g.10gb") or an AMD mode ("cpx")
+    linked: bool = False  # required: all of them joined by NVLink; else only preferred
+    traits: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Affinity:
+    """Near to, or apart from, a resource or every member of a group."""
+
+    to: str  # a resource's id, or a group that requests name in `Needs.groups`
+    apart: bool = False
+    level: str = "host"  # one of LEVELS
+    required: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
     """A request as placement understands it."""
 
-    cores: int
+    cores: float  # in thousandths at the finest
     memory: int
     disk: int
     pinned: bool = False  # whole host cores of its own
@@ -91,6 +124,106 @@ class Needs:
     devices: tuple[DeviceRequest, ...] = ()
     traits: frozenset[str] = frozenset()  # required
     host: str | None = None  # only this one
+    numa: Numa = Numa.NONE
+    whole_cores: bool = False  # pinned, and no hardware thread of its physical cores is anybody else's
+    forbidden: frozenset[str] = frozenset()  # traits
+    affinities: tuple[Affinity, ...] = ()
+    groups: frozenset[str] = frozenset()
+    tenant: str = ""
+    priority: int = 0  # higher may preempt lower
+    preemptible: bool = False  # may use what is reserved but idle, and give way
+    begins: Instant = 0.0
+    ends: Instant = float("inf")  # when it will be over; maintenance and reservations that begin later do not matter
+
+    def at(self, now: Instant) -> Needs:
+        """The same, beginning now. What has no end is held for a day: hosts go into maintenance one by one, and a
+        window far ahead must not keep machines away for weeks; a host is drained when its window comes."""
+        return replace(self, begins=now, ends=min(self.ends, now + DAY))
+
+
+@dataclass(frozen=True, slots=True)
+class Gang:
+    """Replicas alike, placed all together or not at all."""
+
+    needs: Needs
+    size: int  # replicas wanted
+    least: int | None = None  # elastic: fewer will do, down to this many
+    level: str = "host"  # the level of topology that `arrange` speaks of
+    arrange: str = "pack"  # "same" (required) | "pack" (as few as possible) | "spread" (as many as possible)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    begins: Instant
+    ends: Instant
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the operator says of a provider, beside what it has."""
+
+    topology: Mapping[str, str] = field(default_factory=dict)  # level -> name of the domain, for LEVELS above host
+    group: str = ""  # provider group, which has a policy
+    memory_ratio: float = 1.0  # ordinary memory sold per real byte
+    tenants: frozenset[str] = frozenset()  # dedicated to these; empty = everybody's
+    maintenance: tuple[Window, ...] = ()
+    price: int = 0  # micro-credits an hour for all of it
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A claim, and what rules and preemption must know of who holds it."""
+
+    resource: str
+    claim: Claim
+    tenant: str = ""
+    groups: frozenset[str] = frozenset()
+    priority: int = 0
+    preemptible: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Capacity promised for a window: the claims it will have, held by nobody until it begins."""
+
+    id: str
+    tenant: str
+    window: Window
+    claims: tuple[Claim, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """All of a device or a part of it, as claims name it.
+
+    ``0000:3b:00.0`` the whole; ``…/250m`` a share in thousandths; ``…/1g.10gb@4`` a partition that starts at slice 4;
+    ``…/nvidia-63`` an instance of a mediated type.
+    """
+
+    address: str
+    share: int = 0
+    profile: str = ""
+    start: int = 0
+    mdev_type: str = ""
+
+    def __str__(self) -> str:
+        if self.share:
+            return f"{self.address}/{self.share}m"
+        if self.profile:
+            return f"{self.address}/{self.profile}@{self.start}"
+        return f"{self.address}/{self.mdev_type}" if self.mdev_type else self.address
+
+    @staticmethod
+    @lru_cache(maxsize=65536)
+    def parse(name: str) -> Part:
+        """The part that a claim's `name` says. Never fails: what is not understood is a mediated type."""
+        address, _, what = name.partition("/")
+        profile, at, start = what.rpartition("@")
+        if at and start.isdecimal():
+            return Part(address, profile=profile, start=int(start))
+        if what.endswith("m") and what[:-1].isdecimal():
+            return Part(address, share=int(what[:-1]))
+        return Part(address, mdev_type=what)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +231,13 @@ class Claim:
     """Capacity held on a provider for a resource."""
 
     provider: str
-    cores: int = 0
+    cores: float = 0
     memory: int = 0
     disk: int = 0
     cpus: tuple[int, ...] = ()  # named only when pinned
     nodes: tuple[int, ...] = ()  # NUMA nodes, when asked for
     hugepage: int = 0
-    devices: tuple[str, ...] = ()  # PCI addresses; "address/type" for mediated devices
+    devices: tuple[str, ...] = ()  # names as `Part` writes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,16 +251,17 @@ class Provider:
     generation: int
     inventory: Inventory
     cpu_ratio: float = 1.0  # shared cores sold per real one
-    used_cores: int = 0
+    used_cores: float = 0
     used_memory: int = 0
     used_disk: int = 0
     taken_cpus: frozenset[int] = frozenset()
-    taken_devices: Mapping[str, int] = field(default_factory=dict)  # name in claims -> how often
+    taken_devices: Mapping[str, int] = field(default_factory=dict)  # name in claims (see `Part`) -> how often
     used_hugepages: Mapping[tuple[int, int], int] = field(default_factory=dict)  # (node, page size) -> pages
     bound_memory: Mapping[int, int] = field(default_factory=dict)  # node -> bytes of claims bound to it
     cordoned_devices: frozenset[str] = frozenset()
     reachable: bool = True
     seen_at: Instant = 0.0
+    terms: Terms = Terms()
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,8 +93,8 @@ def may_use(image: Image, tenant: str, project: str) -> bool:
     )
 
 
-def volume_needs(spec: VolumeSpec) -> Needs:
-    return Needs(cores=0, memory=0, disk=spec.size, host=spec.host)
+def volume_needs(volume: Volume) -> Needs:
+    return Needs(cores=0, memory=0, disk=volume.spec.size, host=volume.spec.host, tenant=volume.tenant)
 
 
 def decide(thing: Resource[Any, Any], claim: Claim | None, now: Instant) -> Decision:
@@ -102,7 +102,7 @@ def decide(thing: Resource[Any, Any], claim: Claim | None, now: Instant) -> Deci
     if thing.deleting:
         return Decision(Phase.DELETING, steps=(Remove(), Forget()))
     if thing.kind is Kind.VOLUME and (claim is None or claim.disk != thing.spec.size):
-        return Decision(thing.phase, steps=(Place(volume_needs(thing.spec)),))
+        return Decision(thing.phase, steps=(Place(volume_needs(thing)),))
     if thing.kind is Kind.IMAGE and thing.spec.source is Source.UPLOAD and not thing.spec.uploaded:
         return Decision(Phase.PENDING, settled=False)  # waits for its content
     if thing.observed != thing.generation:

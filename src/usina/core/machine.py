@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from usina.core.capacity import DeviceKind, DeviceRequest
+from usina.core.capacity import DeviceKind, DeviceRequest, Numa
 
 
 class Power(StrEnum):
@@ -71,6 +71,19 @@ class MachineSpec:
     reboots: int = 0
     rebuilds: int = 0
     restore: RestoreWish | None = None
+    numa: Numa = Numa.NONE
+    whole_cores: bool = False
+    near: tuple[str, ...] = ()  # machine ids, and groups of the project by name
+    apart: tuple[str, ...] = ()
+    group: str = ""
+    spread_over: str = ""  # a level of topology at which the members of its group are kept apart
+    priority: int = 0
+    preemptible: bool = False
+
+
+def group_of(project: str, name: str) -> str:
+    """A project's group as placement knows it: no other project's is called the same."""
+    return f"{project}/{name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,10 @@ domain removed by hand) is told, not fought, unless the member asked for `restar
 
 from __future__ import annotations
 
-from usina.core.capacity import Claim, Needs
+from collections.abc import Iterator
+
+from usina.core.capacity import Affinity, Claim, Needs
+from usina.core.ids import is_id
 from usina.core.lifecycle import (
     Answer,
     AttachInterface,
@@ -39,6 +42,7 @@ from usina.core.machine import (
     Restart,
     Seen,
     Unreachable,
+    group_of,
 )
 from usina.core.resource import Phase, Resource
 from usina.core.units import Instant
@@ -52,8 +56,9 @@ _SHOWN = {Power.ON: Phase.RUNNING, Power.OFF: Phase.STOPPED, Power.SUSPENDED: Ph
 _WELL = (Answer("Reachable", True, "answers"), Answer("Present", True, "found"))
 
 
-def needs_of(spec: MachineSpec) -> Needs:
+def needs_of(machine: Machine) -> Needs:
     """The capacity a machine asks for, as placement understands it."""
+    spec: MachineSpec = machine.spec
     traits = set()
     if spec.firmware is Firmware.UEFI:
         traits.add("uefi")
@@ -63,13 +68,29 @@ def needs_of(spec: MachineSpec) -> Needs:
         cores=spec.cores,
         memory=spec.memory,
         disk=spec.disk,
-        pinned=spec.pinned,
+        pinned=spec.pinned or spec.whole_cores,
         numa_nodes=spec.numa_nodes,
         hugepage=spec.hugepage,
         devices=spec.devices,
         traits=frozenset(traits),
         host=spec.host,
+        numa=spec.numa,
+        whole_cores=spec.whole_cores,
+        affinities=tuple(_affinities(machine)),
+        groups=frozenset([group_of(machine.project, spec.group)]) if spec.group else frozenset(),
+        tenant=machine.tenant,
+        priority=spec.priority,
+        preemptible=spec.preemptible,
     )
+
+
+def _affinities(machine: Machine) -> Iterator[Affinity]:
+    spec: MachineSpec = machine.spec
+    for others, apart in ((spec.near, False), (spec.apart, True)):
+        for other in others:
+            yield Affinity(other if is_id(other, "machine") else group_of(machine.project, other), apart)
+    if spec.spread_over:
+        yield Affinity(group_of(machine.project, spec.group), apart=True, level=spec.spread_over)
 
 
 def fits(claim: Claim, needs: Needs) -> bool:
@@ -82,7 +103,7 @@ def decide(machine: Machine, claim: Claim | None, seen: Seen, now: Instant) -> D
     if claim is None:
         return Decision(
             Phase.DELETING if machine.deleting else Phase.PENDING,
-            steps=(Forget(),) if machine.deleting else (Place(needs_of(machine.spec)),),
+            steps=(Forget(),) if machine.deleting else (Place(needs_of(machine)),),
         )
     match seen:
         case Unreachable(reason):
@@ -113,7 +134,7 @@ def _present(machine: Machine, claim: Claim, seen: Present) -> Decision:
         return Decision(Phase.STARTING, steps=(Start(),))
     if _fulfilled(machine):
         return _watched(machine, seen)
-    needs = needs_of(machine.spec)
+    needs = needs_of(machine)
     if not fits(claim, needs):
         return Decision(machine.phase, steps=(Place(needs),))
     steps = _changes(machine.spec, seen) or _power(machine.spec, seen)

@@ -9,6 +9,7 @@ from usina.core.errors import Invalid
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
 _MEMBER = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?\Z")
+_REF = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?\Z")
 _KEY_TYPES = (
     "ssh-ed25519",
     "ssh-rsa",
@@ -36,6 +37,16 @@ def check_member_name(name: str, field: str = "name") -> str:
     if not _MEMBER.match(name):
         raise Invalid(
             f"{field}: use 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit",
+            field=field,
+        )
+    return name
+
+
+def check_ref(name: str, field: str) -> str:
+    """A name that an operator gives to what is outside: a rack, a device's trait. Raises `Invalid`."""
+    if not _REF.match(name):
+        raise Invalid(
+            f"{field}: use 1 to 64 of letters, digits, '.', '_' and '-', beginning and ending with a letter or digit",
             field=field,
         )
     return name

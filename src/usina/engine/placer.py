@@ -1,23 +1,25 @@
 """Claims: requests that arrive together are placed together, on one snapshot, and recorded by compare-and-set.
 
+The snapshot is a `Fleet` that the placer keeps, so that a burst of orders costs each host a look only when it changed.
 A provider's generation guards the claim. If any provider changed since the snapshot (another control plane, an
-operator, a release), nothing of the batch is written; the snapshot is read anew and the batch placed again.
+operator, a release), nothing of the batch is written; what changed is read anew and the batch placed again.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from usina.core.capacity import Claim, Needs, Provider
+from usina.core.capacity import Claim, Holding, Needs
 from usina.core.clock import Clock
 from usina.core.errors import Stale, Unavailable, UsinaError
 from usina.core.event import Event
 from usina.core.grant import Lease
 from usina.core.resource import AnyResource, Phase, with_condition
-from usina.placement import Refusal, Shortlist, place_within
+from usina.placement import Chooser, Fleet, Refusal, held_without, place_within
+from usina.placement.explain import told
+from usina.placement.shape import form_of
 from usina.store.store import Store
 from usina.store.work import Work
 
@@ -43,10 +45,8 @@ class _Batch:
     """What one try would write."""
 
     work: Work
-    providers: dict[str, Provider]
     added: dict[str, Claim] = field(default_factory=dict)
     answers: list[tuple[_Request, Placed | Refusal]] = field(default_factory=list)
-    shortlists: dict[Needs, Shortlist] = field(default_factory=dict)
 
 
 class Placer:
@@ -55,8 +55,11 @@ class Placer:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store, self._clock = store, clock
         self._queue: asyncio.Queue[_Request] = asyncio.Queue()
-        self._snapshot: dict[str, Provider] | None = None
-        self._read_at = 0.0
+        self._fleet = Fleet()
+        self._chooser = Chooser(self._fleet)
+        self._generation: dict[str, int] = {}  # provider -> the generation the fleet shows
+        self._spoiled: set[str] = set()  # providers on which the fleet shows what was never written
+        self._read_at: float | None = None
 
     async def claim(
         self, resource: AnyResource, needs: Needs, held: Claim | None, presences: Sequence[str], lease: Lease
@@ -84,26 +87,50 @@ class Placer:
 
     async def _place(self, requests: list[_Request]) -> None:
         for _ in range(TRIES):
-            remembered = self._snapshot is not None
+            remembered = await self._read()
             batch = await self._try(requests)
             if remembered and any(isinstance(answer, Refusal) for _, answer in batch.answers):
-                self._snapshot = None  # never refuse on what may have changed since
+                self._forget(batch)  # never refuse on what may have changed since
                 continue
             try:
                 await batch.work.commit()
             except Stale:
-                self._snapshot = None
+                self._forget(batch)
                 continue
             except UsinaError as error:
-                self._snapshot = None
+                self._forget(batch)
                 await self._apart(requests, error)
                 return
-            self._snapshot = batch.providers
-            for request, answer in batch.answers:
+            for provider in batch.added:
+                self._generation[provider] += 1
+            for request, answer in self._told(batch.answers):
                 if not request.done.done():
                     request.done.set_result(answer)
             return
         raise Unavailable("placement was outrun by other control planes; it will be tried again")
+
+    async def _read(self) -> bool:
+        """Bring the fleet up to date, unless it is fresh; True where it was only remembered."""
+        now = self._clock.now()
+        if self._read_at is not None and now - self._read_at <= FRESH:
+            return True
+        hosts = await self._store.hosts.all()
+        for host in hosts:
+            provider = host.provider
+            if provider.generation != self._generation.get(provider.id) or provider.id in self._spoiled:
+                self._fleet.put(provider)
+                self._generation[provider.id] = provider.generation
+        for gone in self._generation.keys() - {host.id for host in hosts}:
+            self._fleet.drop(gone)
+            del self._generation[gone]
+        self._spoiled.clear()
+        self._read_at = now
+        return False
+
+    def _forget(self, batch: _Batch) -> None:
+        """The batch was not written: what it took is not taken."""
+        self._spoiled.update(batch.added)
+        self._read_at = None
 
     async def _apart(self, requests: list[_Request], error: UsinaError) -> None:
         """One request of the batch cannot be recorded (its lease is lost): let each stand alone."""
@@ -115,22 +142,18 @@ class Placer:
             await self._place([request])
 
     async def _try(self, requests: list[_Request]) -> _Batch:
-        if self._snapshot is None or self._clock.now() - self._read_at > FRESH:
-            self._read_at = self._clock.now()
-            self._snapshot = {host.id: host.provider for host in await self._store.hosts.all()}
-        batch = _Batch(self._store.work(), dict(self._snapshot))
+        if any(request.needs.affinities for request in requests):
+            self._fleet.know_only(await self._store.hosts.holdings())
+        batch = _Batch(self._store.work())
         for request in requests:
             self._place_one(batch, request)
         for provider, sizes in batch.added.items():
-            batch.work.take(provider, self._snapshot[provider].generation, sizes)
-            batch.providers[provider] = replace(
-                batch.providers[provider], generation=self._snapshot[provider].generation + 1
-            )
+            batch.work.take(provider, self._generation[provider], sizes)
         return batch
 
     def _place_one(self, batch: _Batch, request: _Request) -> None:
         now = self._clock.now()
-        found = self._choose(batch, request)
+        found = self._choose(request)
         if isinstance(found, Refusal):
             batch.answers.append((request, found))
             return
@@ -141,7 +164,7 @@ class Placer:
             updated_at=now,
             conditions=with_condition(request.resource.conditions, "Placed", True, "placed", "", now),
         )
-        name = batch.providers[found.provider].name
+        name = self._fleet.name(self._fleet.rows[found.provider])
         self._account(batch, request, found)
         batch.work.observe(resource, request.lease, due=now, keep=True)
         batch.work.emit(
@@ -160,31 +183,39 @@ class Placer:
         )
         batch.answers.append((request, (resource, found)))
 
-    @staticmethod
-    def _choose(batch: _Batch, request: _Request) -> Claim | Refusal:
+    def _told(self, answers: list[tuple[_Request, Placed | Refusal]]) -> Iterator[tuple[_Request, Placed | Refusal]]:
+        """Answers with refusals told in full: the nearest miss and what would fit, found once for requests alike."""
+        known: dict[tuple[Needs, str], Refusal] = {}
+        for request, answer in answers:
+            if isinstance(answer, Refusal) and request.held is None:
+                key = form_of(request.needs), request.needs.tenant
+                if key not in known:
+                    known[key] = told(self._chooser, request.needs.at(self._clock.now()), answer)
+                answer = replace(known[key], reasons=answer.reasons)
+            yield request, answer
+
+    def _choose(self, request: _Request) -> Claim | Refusal:
         if request.held is None:
-            if request.needs not in batch.shortlists:
-                batch.shortlists[request.needs] = Shortlist(batch.providers, request.needs)
-            return batch.shortlists[request.needs].choose(batch.providers)
-        home = batch.providers.get(request.held.provider)
-        if home is None:
+            return self._chooser.choose(request.needs.at(self._clock.now()))
+        row = self._fleet.rows.get(request.held.provider)
+        if row is None:
             return Refusal({"do not exist any more": 1})
-        found = place_within(_without(home, request.held), replace(request.needs, host=home.id))
+        home = held_without(self._fleet.provider(row), request.held)
+        found = place_within(home, replace(request.needs, host=home.id))
         return found if isinstance(found, Claim) else Refusal({found: 1})
 
-    @staticmethod
-    def _account(batch: _Batch, request: _Request, claim: Claim) -> None:
+    def _account(self, batch: _Batch, request: _Request, claim: Claim) -> None:
         """Write the claim, and let the rest of the batch see it."""
-        provider = batch.providers[claim.provider]
         sizes = batch.added.get(claim.provider, Claim(claim.provider))
         if request.held is not None:
             batch.work.drop_claim(request.resource.id, claim.provider, request.lease)
-            provider = _without(provider, request.held)
+            self._fleet.give_back(request.held)
             sizes = _sum(sizes, request.held, -1)
         batch.work.claim(claim, request.resource.id, request.lease)
         for presence in request.presences:
             batch.work.note_presence(claim.provider, presence, request.lease)
-        batch.providers[claim.provider] = _with(provider, claim)
+        self._fleet.take(claim)
+        self._fleet.know(Holding(request.resource.id, claim, request.needs.tenant, request.needs.groups))
         batch.added[claim.provider] = _sum(sizes, claim, 1)
 
 
@@ -198,47 +229,6 @@ def _sum(total: Claim, claim: Claim, sign: int) -> Claim:
         cores=total.cores + sign * claim.cores,
         memory=total.memory + sign * _ordinary(claim),
         disk=total.disk + sign * claim.disk,
-    )
-
-
-def _with(provider: Provider, claim: Claim) -> Provider:
-    changed = replace(
-        provider,
-        used_cores=provider.used_cores + claim.cores,
-        used_memory=provider.used_memory + _ordinary(claim),
-        used_disk=provider.used_disk + claim.disk,
-    )
-    return _particular(changed, claim, 1) if claim.cpus or claim.nodes or claim.devices else changed
-
-
-def _without(provider: Provider, claim: Claim) -> Provider:
-    changed = replace(
-        provider,
-        used_cores=provider.used_cores - claim.cores,
-        used_memory=provider.used_memory - _ordinary(claim),
-        used_disk=provider.used_disk - claim.disk,
-    )
-    return _particular(changed, claim, -1) if claim.cpus or claim.nodes or claim.devices else changed
-
-
-def _particular(provider: Provider, claim: Claim, sign: int) -> Provider:
-    """`provider` with the named CPUs, devices and node memory of `claim` taken (1) or given back (-1)."""
-    pages, bound = dict(provider.used_hugepages), dict(provider.bound_memory)
-    for node in claim.nodes:
-        share = claim.memory // len(claim.nodes) * sign
-        if claim.hugepage:
-            pages[node, claim.hugepage] = pages.get((node, claim.hugepage), 0) + share // claim.hugepage
-        else:
-            bound[node] = bound.get(node, 0) + share
-    cpus, devices = frozenset(claim.cpus), Counter(provider.taken_devices)
-    for device in claim.devices:
-        devices[device] += sign
-    return replace(
-        provider,
-        taken_cpus=provider.taken_cpus | cpus if sign > 0 else provider.taken_cpus - cpus,
-        taken_devices=+devices,
-        used_hugepages=pages,
-        bound_memory=bound,
     )
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
 
-from usina.core.capacity import Claim, Host, HostState, Inventory
-from usina.core.errors import Conflict
+from usina.core.capacity import Claim, Holding, Host, HostState, Inventory, Provider
+from usina.core.errors import Conflict, Stale
 from usina.core.grant import Grant
 from usina.core.units import Instant
 from usina.store import rows
 from usina.store.database import Database
-from usina.store.tables import claims, providers
+from usina.store.tables import claims, providers, resources
 from usina.store.work import CHANGE, TAKE, Work, missing
 
 _b = bindparam
@@ -30,6 +30,11 @@ _DEVICES = (
     update(providers)
     .where(providers.c.id == _b("b_id"))
     .values(cordoned_devices=_b("b_devices"), generation=providers.c.generation + 1)
+)
+_TERMS = (
+    update(providers)
+    .where(providers.c.id == _b("b_id"), providers.c.generation == _b("b_generation"))
+    .values(terms=_b("b_terms"), cpu_ratio=_b("b_cpu_ratio"), generation=providers.c.generation + 1)
 )
 _SEEN = (
     update(providers)
@@ -48,6 +53,14 @@ _INVENTORY = (
 )
 _DROP = delete(providers).where(
     providers.c.id == _b("b_id"), ~select(claims.c.resource).where(claims.c.provider == _b("b_id")).exists()
+)
+
+
+_HOLDINGS = (
+    select(claims.c.exact, resources.c.id, resources.c.tenant, resources.c.project, resources.c.spec)
+    .join(resources, resources.c.id == claims.c.resource)
+    .where((claims.c.cores > 0) | (claims.c.memory > 0) | (claims.c.disk > 0) | claims.c.particular)
+    .order_by(claims.c.provider, claims.c.resource)
 )
 
 
@@ -85,6 +98,10 @@ class Hosts:
         found = await self._database.fetch(select(claims).where(claims.c.provider == provider))
         return {row.resource: rows.claim(row) for row in found}
 
+    async def holdings(self) -> list[Holding]:
+        """Everything that is held, and by whom; what is merely present somewhere holds nothing."""
+        return [rows.holding(row) for row in await self._database.fetch(_HOLDINGS)]
+
 
 def _host(row: Any, held: list[Claim]) -> Host:
     return Host(rows.provider(row, held), row.created_at, msgspec.json.decode(row.options), row.message)
@@ -102,6 +119,7 @@ def add(work: Work, host: Host, grant: Grant) -> None:
         "inventory": rows.encode(provider.inventory),
         "cordoned_devices": b"[]",
         "cpu_ratio": provider.cpu_ratio,
+        "terms": rows.encode(provider.terms),
         "used_cores": 0,
         "used_memory": 0,
         "used_disk": 0,
@@ -125,6 +143,17 @@ def set_state(work: Work, host: str, state: HostState, grant: Grant) -> None:
 
 def set_cordoned_devices(work: Work, host: str, devices: frozenset[str], grant: Grant) -> None:
     work.write(CHANGE, _DEVICES, {"b_id": host, "b_devices": rows.encode(sorted(devices))}, 1, missing("host"))
+
+
+def set_terms(work: Work, provider: Provider, grant: Grant) -> None:
+    """The terms and core ratio of `provider`. Raises `Stale` unless its generation is still the one it was read at."""
+    values = {
+        "b_id": provider.id,
+        "b_generation": provider.generation,
+        "b_terms": rows.encode(provider.terms),
+        "b_cpu_ratio": provider.cpu_ratio,
+    }
+    work.write(CHANGE, _TERMS, values, 1, Stale.meanwhile)
 
 
 def drop(work: Work, host: Host, grant: Grant) -> None:

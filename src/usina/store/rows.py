@@ -10,9 +10,9 @@ import msgspec
 from sqlalchemy import Row
 
 from usina.core import goods
-from usina.core.capacity import Claim, HostState, Inventory, Provider
+from usina.core.capacity import Claim, Holding, HostState, Inventory, Provider, Terms
 from usina.core.event import Event
-from usina.core.machine import MachineSpec, MachineStatus
+from usina.core.machine import MachineSpec, MachineStatus, group_of
 from usina.core.resource import AnyResource, Condition, Kind, Phase, Resource
 from usina.core.tenancy import MEASURES, Amounts, Key, Member, Project, Quota, Role, Tenant
 
@@ -33,6 +33,7 @@ _CONDITIONS = msgspec.json.Decoder(tuple[Condition, ...])
 _LABELS = msgspec.json.Decoder(dict[str, str])
 _CLAIM = msgspec.json.Decoder(Claim)
 _INVENTORY = msgspec.json.Decoder(Inventory)
+_TERMS = msgspec.json.Decoder(Terms)
 _STRINGS = msgspec.json.Decoder(tuple[str, ...])
 _FREE = msgspec.json.Decoder(dict[str, Any])
 
@@ -93,6 +94,35 @@ def inventory(document: bytes) -> Inventory:
     return _INVENTORY.decode(document)
 
 
+@lru_cache(maxsize=4096)
+def terms(document: bytes) -> Terms:
+    return _TERMS.decode(document)
+
+
+class _Standing(msgspec.Struct):
+    """The part of a machine's spec that says how it stands to others; the rest is skipped unread."""
+
+    group: str = ""
+    priority: int = 0
+    preemptible: bool = False
+
+
+_STANDING = msgspec.json.Decoder(_Standing)
+
+
+def holding(row: Row[Any]) -> Holding:
+    """From a row of `exact`, and of `id`, `tenant`, `project` and `spec` of the resource."""
+    standing = _STANDING.decode(row.spec)
+    return Holding(
+        resource=row.id,
+        claim=claim(row),
+        tenant=row.tenant,
+        groups=frozenset([group_of(row.project, standing.group)]) if standing.group else frozenset(),
+        priority=standing.priority,
+        preemptible=standing.preemptible,
+    )
+
+
 def provider(row: Row[Any], held: list[Claim]) -> Provider:
     """A provider with what the claims `held` on it take; totals come from the row, particulars from the claims."""
     pages: dict[tuple[int, int], int] = {}
@@ -122,6 +152,7 @@ def provider(row: Row[Any], held: list[Claim]) -> Provider:
         cordoned_devices=frozenset(_STRINGS.decode(row.cordoned_devices)),
         reachable=row.reachable,
         seen_at=row.seen_at,
+        terms=terms(row.terms),
     )
 
 

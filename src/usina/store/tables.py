@@ -101,6 +101,7 @@ providers = Table(
     Column("inventory", LargeBinary, nullable=False),
     Column("cordoned_devices", LargeBinary, nullable=False, default=b"[]"),
     Column("cpu_ratio", Double, nullable=False, default=1.0),
+    Column("terms", LargeBinary, nullable=False, default=b"{}"),
     Column("used_cores", BigInteger, nullable=False, default=0),
     Column("used_memory", BigInteger, nullable=False, default=0),
     Column("used_disk", BigInteger, nullable=False, default=0),
@@ -151,7 +152,8 @@ resources = Table(
     Index("resources_provider", "provider"),
 )
 
-# A row says "this key is taken in this scope, by this owner": names, addresses, subnets, ports, and who uses what.
+# A row says "this key is taken in this scope, by this owner": names, addresses, subnets, ports, who uses what, and who
+# is in which group.
 reservations = Table(
     "reservations",
     metadata,

@@ -339,7 +339,7 @@ def _claim_values(claim: Claim, resource: str) -> dict[str, Any]:
     }
 
 
-def _sizes(claim: Claim) -> dict[str, int]:
+def _sizes(claim: Claim) -> dict[str, float]:
     """What counts against a provider's totals; memory in huge pages is counted by node instead."""
     return {"b_cores": claim.cores, "b_memory": 0 if claim.hugepage else claim.memory, "b_disk": claim.disk}
 

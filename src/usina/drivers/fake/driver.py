@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from usina.core.capacity import Device, DeviceKind, Inventory, NumaNode
+from usina.core.capacity import Inventory
 from usina.core.machine import (
     Absent,
     ImageFiles,
@@ -20,7 +20,7 @@ from usina.core.machine import (
     Unreachable,
     VolumePlan,
 )
-from usina.core.units import GiB, TiB
+from usina.drivers.fake.hardware import inventory
 from usina.drivers.fake.world import Guest, World
 from usina.ports.driver import Console, DriverError, HostSettings, HostUnreachable
 
@@ -39,33 +39,7 @@ class FakeDriver:
 
     async def inventory(self) -> Inventory:
         self._reach()
-        option = self._settings.options.get
-        count, cores = int(option("numa_nodes", 1)), int(option("cores", 64))
-        memory, pages = int(option("memory", 256 * GiB)), int(option("hugepages", 0))
-        share = cores // count
-        nodes = tuple(
-            NumaNode(
-                id=n,
-                cpus=tuple(range(n * share, (n + 1) * share if n < count - 1 else cores)),
-                memory=memory // count - pages * GiB,
-                hugepages={GiB: pages} if pages else {},
-            )
-            for n in range(count)
-        )
-        devices = tuple(
-            Device(
-                address=f"0000:{0x10 + i:02x}:00.0",
-                kind=DeviceKind.GPU,
-                model=str(option("gpu_model", "H100")),
-                vendor="10de:2330",
-                node=i * count // int(option("gpus", 0)),
-                memory=80 * GiB,
-            )
-            for i in range(int(option("gpus", 0)))
-        )
-        traits = {"fake", "uefi", "pinning", "multiqueue", "snapshots", "x86_64"}
-        facts = {"accelerator": "fake", "accelerator_reason": "nothing runs here"}
-        return Inventory(nodes, int(option("disk", 10 * TiB)), devices, frozenset(traits), facts)
+        return inventory(self._settings.options)
 
     async def survey(self) -> Mapping[str, Seen]:
         self._reach()

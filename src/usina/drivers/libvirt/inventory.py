@@ -90,7 +90,21 @@ def _node(cell: Element, host_memory: int) -> NumaNode:
         cpus=tuple(sorted(int(cpu.get("id", "0")) for cpu in cell.iterfind("cpus/cpu"))),
         memory=max(told, host_memory) - sum(size * count for size, count in huge.items()),
         hugepages=huge,
+        siblings=_siblings(cell),
     )
+
+
+def _siblings(cell: Element) -> tuple[tuple[int, ...], ...]:
+    """The hardware threads of each physical core; () where each has one."""
+    told = ((cpu.get("id", "0"), cpu.get("siblings")) for cpu in cell.iterfind("cpus/cpu"))
+    cores = {_cpu_list(siblings or id) for id, siblings in told}
+    return tuple(sorted(cores)) if any(len(core) > 1 for core in cores) else ()
+
+
+def _cpu_list(text: str) -> tuple[int, ...]:
+    """``0,4-6`` → 0, 4, 5, 6."""
+    spans = [(first, last or first) for first, _, last in (part.partition("-") for part in text.split(","))]
+    return tuple(cpu for first, last in spans for cpu in range(int(first), int(last) + 1))
 
 
 def _without_host_share(nodes: tuple[NumaNode, ...]) -> tuple[NumaNode, ...]:

@@ -10,7 +10,7 @@ from starlette.responses import HTMLResponse, Response
 
 from usina import __version__
 from usina.app.context import House
-from usina.facades.native import door, events, goods, hosts, identity, machines, streams
+from usina.facades.native import door, events, goods, hosts, identity, machines, placement, streams
 from usina.facades.native.orders import ShortWay
 from usina.facades.native.pages import reference
 from usina.facades.native.views import Problem, SiteOut, reply
@@ -44,7 +44,15 @@ def make(house: House) -> FastAPI:
     app.state.house = house
     for kind, handler in door.HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    for router in (_about(house), *_ORDERED, hosts.router, identity.router, events.router, streams.router):
+    for router in (
+        _about(house),
+        *_ORDERED,
+        hosts.router,
+        placement.router,
+        identity.router,
+        events.router,
+        streams.router,
+    ):
         app.include_router(router, prefix=_V1)
     _describe(app)
 

@@ -7,10 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 from starlette.responses import Response
 
-from usina.app import hosts
-from usina.core.capacity import HostState
+from usina.app import host_terms, hosts
+from usina.core.capacity import HostState, Window
+from usina.core.units import parse_instant
 from usina.facades.native.door import Reader, RefPath, problems
-from usina.facades.native.models import HostIn
+from usina.facades.native.models import HostChange, HostIn, WindowIn
 from usina.facades.native.views import ClaimList, HostList, HostOut, claim_view, host_view, reply
 
 router = APIRouter(prefix="/hosts", tags=["hosts"], responses=problems(401, 403, 404, 409, 413, 422, 503))
@@ -32,6 +33,31 @@ async def list_hosts(context: Reader) -> Response:
 @router.get("/{ref}", response_model=HostOut, summary="Show a host")
 async def show(context: Reader, ref: RefPath) -> Response:
     return reply(host_view(await hosts.find(context, ref)))
+
+
+@router.patch("/{ref}", response_model=HostOut, summary="Say where a host stands, and on what terms")
+async def change(context: Reader, ref: RefPath, body: HostChange) -> Response:
+    """Holds for what is placed from now on; what runs stays."""
+    wanted = host_terms.TermsChange(
+        topology=body.topology.model_dump(exclude_none=True) if body.topology else None,
+        group=body.group,
+        cpu_ratio=body.cpu_ratio,
+        memory_ratio=body.memory_ratio,
+        tenants=None if body.tenants is None else tuple(body.tenants),
+        maintenance=None if body.maintenance is None else _windows(body.maintenance),
+        price=body.price,
+    )
+    return reply(host_view(await host_terms.change(context, ref, wanted)))
+
+
+def _windows(windows: list[WindowIn]) -> tuple[Window, ...]:
+    return tuple(
+        Window(
+            parse_instant(window.begins, f"maintenance[{number}].begins"),
+            parse_instant(window.ends, f"maintenance[{number}].ends"),
+        )
+        for number, window in enumerate(windows)
+    )
 
 
 @router.get("/{ref}/claims", response_model=ClaimList, summary="What is held on a host")

@@ -19,6 +19,7 @@ from usina.facades.native.models import (
     REF,
     AttachIn,
     CardIn,
+    DeviceIn,
     MachineChange,
     MachineIn,
     MachinesIn,
@@ -65,10 +66,30 @@ def _order(body: MachineIn) -> machines.MachineOrder:
         hugepage=body.hugepage,
         firmware=body.firmware,
         queues=body.queues,
-        devices=tuple(DeviceRequest(d.kind, d.count, d.model, d.mdev_type) for d in body.devices),
+        devices=tuple(_device(device) for device in body.devices),
         restart=body.restart,
         host=body.host,
         labels=body.labels,
+        numa=body.numa,
+        whole_cores=body.whole_cores,
+        near=tuple(body.near),
+        apart=tuple(body.apart),
+        group=body.group or "",
+        spread_over=body.spread_over or "",
+        priority=body.priority,
+        preemptible=body.preemptible,
+    )
+
+
+def _device(device: DeviceIn) -> DeviceRequest:
+    return DeviceRequest(
+        kind=device.kind,
+        count=device.count,
+        model=device.model,
+        mdev_type=device.mdev_type,
+        memory=device.memory,
+        linked=device.linked,
+        traits=frozenset(device.traits),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from usina.core.capacity import DeviceKind
+from usina.core.capacity import DeviceKind, Numa
 from usina.core.goods import Visibility
 from usina.core.machine import Firmware, Restart
 
@@ -16,6 +16,7 @@ TEXT = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$"
 
 Name = Annotated[str, StringConstraints(pattern=NAME, min_length=1, max_length=63)]
 Ref = Annotated[str, StringConstraints(pattern=REF, min_length=1, max_length=64)]
+RefOrNone = Annotated[str, StringConstraints(pattern=f"^$|{REF}", max_length=64)]
 Size = Annotated[int, Field(ge=0, le=1 << 60)]
 Text = Annotated[str, StringConstraints(max_length=8192, pattern=TEXT)]
 Labels = Annotated[
@@ -100,6 +101,34 @@ class HostIn(Body):
     cpu_ratio: float = Field(1.0, ge=0.1, le=64)
 
 
+class TopologyIn(Body):
+    """The domain of each level; "" takes it away, an absent level stays as it is."""
+
+    site: RefOrNone | None = None
+    block: RefOrNone | None = None
+    rack: RefOrNone | None = None
+    nvlink: RefOrNone | None = None
+
+
+class WindowIn(Body):
+    begins: Annotated[str, StringConstraints(max_length=40)] = Field(description="RFC 3339.")
+    ends: Annotated[str, StringConstraints(max_length=40)] = Field(description="RFC 3339.")
+
+
+class HostChange(Body):
+    """What the operator says of a host. What is absent stays as it is."""
+
+    topology: TopologyIn | None = None
+    group: RefOrNone | None = Field(None, description='Provider group; "" takes it out.')
+    cpu_ratio: float | None = Field(None, ge=0.1, le=64, description="Shared cores sold per real one.")
+    memory_ratio: float | None = Field(None, ge=0.1, le=10, description="Ordinary memory sold per real byte.")
+    tenants: list[Ref] | None = Field(
+        None, max_length=100, description="Dedicated to these, by name or id; [] makes it everybody's."
+    )
+    maintenance: list[WindowIn] | None = Field(None, max_length=32, description="Instead of those there are.")
+    price: int | None = Field(None, ge=0, le=1 << 53, description="Micro-credits an hour for all of it.")
+
+
 class ImageIn(Body):
     """Exactly one of `recipe`, `url` and `upload`."""
 
@@ -175,10 +204,18 @@ class CardIn(Body):
     address: Annotated[str, StringConstraints(max_length=15, pattern=r"^[0-9.]+$")] | None = None
 
 
+Level = Literal["site", "block", "rack", "nvlink", "host"]
+
+
 class DeviceIn(Body):
     kind: Annotated[DeviceKind, Field(strict=False)] = DeviceKind.GPU
     count: int = Field(1, ge=1, le=16)
-    model: Annotated[str, StringConstraints(max_length=100, pattern=r"^[ -~]+$")] | None = None
+    model: Annotated[str, StringConstraints(max_length=100, pattern=r"^[ -~]+$")] | None = Field(
+        None, description='Part of the model\'s name, or "vendor:device"; several are put as "A|B".'
+    )
+    memory: Size = Field(0, description="Bytes that each has at least.")
+    linked: bool = Field(False, description="All of them joined by NVLink.")
+    traits: list[Ref] = Field(default=[], max_length=16, description="What each must have.")
     mdev_type: Annotated[str, StringConstraints(max_length=100, pattern=r"^[A-Za-z0-9._-]+$")] | None = None
 
 
@@ -205,6 +242,20 @@ class MachineIn(Body):
     restart: Annotated[Restart, Field(strict=False)] = Restart.NEVER
     host: Ref | None = Field(None, description="Operators may name the host.")
     labels: Labels = {}
+    numa: Annotated[Numa, Field(strict=False)] = Field(
+        Numa.NONE, description="Cores, memory and devices on one NUMA node; instead of `numa_nodes`."
+    )
+    whole_cores: bool = Field(False, description="Pinned, and no hardware thread of its cores is anybody else's.")
+    near: list[Ref] = Field(
+        default=[], max_length=16, description="On the host of these: machines, or groups of the project."
+    )
+    apart: list[Ref] = Field(
+        default=[], max_length=16, description="Not on the host of any of these: machines, or groups of the project."
+    )
+    group: Name | None = Field(None, description="A label that `near`, `apart` and `spread_over` go by.")
+    spread_over: Level | None = Field(None, description="No two members of `group` in one of these.")
+    priority: int = Field(0, ge=-100, le=100, description="Higher may push lower aside; above 0 for operators.")
+    preemptible: bool = Field(False, description="May be pushed aside.")
 
 
 class MachinesIn(MachineIn):

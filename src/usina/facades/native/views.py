@@ -13,6 +13,7 @@ import msgspec
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from usina.app.placement import Explanation, Preemption
 from usina.core.capacity import Claim, Device, Host
 from usina.core.event import Event
 from usina.core.resource import AnyResource, Condition, Kind
@@ -134,8 +135,44 @@ class DeviceOut(BaseModel):
     node: int | None
     memory: int
     parent: str | None
+    link: str | None
+    traits: list[str]
     cordoned: bool
     taken: bool
+
+
+class WindowOut(BaseModel):
+    begins: str
+    ends: str
+
+
+class ScoreOut(BaseModel):
+    """A host that fits: less cost is better; `parts` are what each scorer of the policy gave, weighted."""
+
+    host: str
+    name: str
+    cost: float
+    parts: dict[str, float]
+
+
+class VictimOut(BaseModel):
+    resource: str
+    why: str
+
+
+class ExplanationOut(BaseModel):
+    """What placement says now. `reasons` counts the hosts that cannot have it; with those in `fits` they are all."""
+
+    placed: bool
+    fits: int
+    hosts: int
+    policy: str
+    best: list[ScoreOut]
+    reasons: dict[str, int]
+    nearest: str
+    nearest_host: str
+    largest: str
+    victims: list[VictimOut]
 
 
 class HostOut(BaseModel):
@@ -146,7 +183,13 @@ class HostOut(BaseModel):
     reachable: bool
     message: str
     generation: int
+    topology: dict[str, str]
+    group: str
     cpu_ratio: float
+    memory_ratio: float
+    tenants: list[str]
+    maintenance: list[WindowOut]
+    price: int
     cores: int
     memory: int
     disk: int
@@ -166,7 +209,7 @@ class HostList(BaseModel):
 
 class ClaimOut(BaseModel):
     resource: str
-    cores: int
+    cores: float
     memory: int
     disk: int
     cpus: list[int]
@@ -341,9 +384,24 @@ def quota_view(quota: Quota) -> dict[str, Any]:
     return {"scope": quota.scope, "limits": quota.limits, "used": used}
 
 
+def explanation_view(found: Explanation, preemption: Preemption | None) -> dict[str, Any]:
+    return {
+        "placed": isinstance(found.answer, Claim),
+        "fits": found.hosts - sum(found.reasons.values()),
+        "hosts": found.hosts,
+        "policy": found.policy,
+        "best": [{"host": s.host, "name": s.name, "cost": s.cost, "parts": s.parts} for s in found.best],
+        "reasons": found.reasons,
+        "nearest": found.nearest,
+        "nearest_host": found.nearest_host,
+        "largest": found.largest,
+        "victims": [{"resource": v.holding.resource, "why": v.why} for v in preemption.victims] if preemption else [],
+    }
+
+
 def host_view(host: Host) -> dict[str, Any]:
     provider = host.provider
-    inventory = provider.inventory
+    inventory, terms = provider.inventory, provider.terms
     return {
         "id": host.id,
         "name": host.name,
@@ -352,7 +410,13 @@ def host_view(host: Host) -> dict[str, Any]:
         "reachable": provider.reachable,
         "message": host.message,
         "generation": provider.generation,
+        "topology": terms.topology,
+        "group": terms.group,
         "cpu_ratio": provider.cpu_ratio,
+        "memory_ratio": terms.memory_ratio,
+        "tenants": sorted(terms.tenants),
+        "maintenance": [{"begins": iso(w.begins), "ends": iso(w.ends)} for w in terms.maintenance],
+        "price": terms.price,
         "cores": inventory.cores,
         "memory": inventory.memory,
         "disk": inventory.disk,
@@ -363,6 +427,7 @@ def host_view(host: Host) -> dict[str, Any]:
                 "cpus": n.cpus,
                 "memory": n.memory,
                 "hugepages": {str(k): v for k, v in n.hugepages.items()},
+                "siblings": n.siblings,
             }
             for n in inventory.nodes
         ],
@@ -384,6 +449,8 @@ def _device(device: Device, host: Host) -> dict[str, Any]:
         "node": device.node,
         "memory": device.memory,
         "parent": device.parent,
+        "link": device.link,
+        "traits": sorted(device.traits),
         "cordoned": device.address in host.provider.cordoned_devices,
         "taken": any(one == device.address or one.startswith(device.address + "/") for one in taken),
     }
@@ -392,7 +459,7 @@ def _device(device: Device, host: Host) -> dict[str, Any]:
 def claim_view(resource: str, claim: Claim) -> dict[str, Any]:
     return {
         "resource": resource,
-        "cores": claim.cores,
+        "cores": int(claim.cores) if claim.cores == int(claim.cores) else claim.cores,
         "memory": claim.memory,
         "disk": claim.disk,
         "cpus": claim.cpus,

@@ -1,0 +1,111 @@
+"""The choice: a claim on the best host, or a counted refusal.
+
+A chooser holds requests against a fleet under the operator's policies. Requests of one form share a `Ranking`, kept
+from one choice to the next. The best row gives the claim: from columns where totals say all, else by the exact search
+within the host, which may send the choice on to the next best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from usina.core.capacity import Claim, Needs, Part, Provider
+from usina.placement import slots
+from usina.placement.fleet import WHOLE, Fleet, Mask
+from usina.placement.mix import USUAL, Mix, Outlook
+from usina.placement.policy import DEFAULT, Policy
+from usina.placement.promises import Promises
+from usina.placement.ranking import Ranking
+from usina.placement.refusal import Refusal
+from usina.placement.rules import RULES, affinity
+from usina.placement.shape import Shape, form_of
+from usina.placement.within import place_within
+
+CELLS = 12_000_000  # rows × rankings kept at most
+
+
+class Chooser:
+    """Chooses on `fleet`; take what it answers with `fleet.take` before choosing again."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        policy: Policy = DEFAULT,
+        *,
+        by_group: Mapping[str, Policy] | None = None,
+        mix: Mix = USUAL,
+        promises: Promises | None = None,
+    ) -> None:
+        self.fleet, self.policy = fleet, policy
+        self.promises = promises or Promises()
+        self._by_group = by_group or {}
+        self.outlook = Outlook(fleet, mix)
+        self._rankings: dict[tuple[Needs, str], Ranking] = {}
+
+    def expect(self, mix: Mix) -> None:
+        """Choose for another mix from now on."""
+        self.outlook = Outlook(self.fleet, mix)
+        self._rankings.clear()
+
+    def choose(self, needs: Needs) -> Claim | Refusal:
+        """The claim for `needs` that costs least, or why there is none."""
+        ranking = self.ranking(needs)
+        closed = self.closed(needs)
+        open_to = ~np.logical_or.reduce(list(closed.values())) if closed else None
+        extra = affinity.cost(self.fleet, needs)
+        while (row := ranking.best(open_to, extra)) is not None:
+            found = self.claim_on(row, ranking.shape, needs)
+            if isinstance(found, Claim):
+                return found
+            ranking.rule_out(row, found)
+        return Refusal(ranking.reasons(closed))
+
+    def ranking(self, needs: Needs) -> Ranking:
+        """All rows held against the form of `needs`, up to date."""
+        form = form_of(needs)
+        key = (form, needs.tenant if len(self.fleet.tenants) > 1 else "")
+        ranking = self._rankings.pop(key, None)
+        if ranking is None:
+            while self._rankings and len(self._rankings) * self.fleet.size > CELLS:
+                del self._rankings[next(iter(self._rankings))]
+            shape = Shape(replace(form, tenant=key[1]))
+            ranking = Ranking(self.fleet, shape, self._policies(), self.outlook)
+        self._rankings[key] = ranking  # last used, last forgotten
+        ranking.refresh()
+        return ranking
+
+    def closed(self, needs: Needs) -> dict[str, Mask]:
+        """Reason -> rows that rules keep from this request."""
+        return {phrase: rows for rule in RULES for phrase, rows in rule(self.fleet, self.promises, needs)}
+
+    def claim_on(self, row: int, shape: Shape, needs: Needs) -> Claim | str:
+        """The claim on one row, or the first reason against it."""
+        if not shape.plain or (shape.share == WHOLE and not self.fleet.plain[row]) or self.promises.reservations:
+            return place_within(self.promises.as_seen_by(self.fleet, row, needs), needs)
+        devices: tuple[str, ...] = ()
+        if shape.count:
+            gpus = self.fleet.gpus_of(row)
+            if shape.share == WHOLE:
+                devices = tuple(gpus[slot].address for slot in slots.free_whole(self.fleet, shape, row))
+            else:
+                slot = self.policy_on(row).slot(self.fleet, shape, row, self.outlook)
+                devices = (str(Part(gpus[slot].address, share=shape.share)),)
+        return Claim(self.fleet.id(row), needs.cores, needs.memory, needs.disk, devices=devices)
+
+    def policy_on(self, row: int) -> Policy:
+        """The policy of the provider group that a row is in."""
+        if not self._by_group:
+            return self.policy
+        return self._policies().get(int(self.fleet.group[row]), self.policy)
+
+    def _policies(self) -> dict[int, Policy]:
+        known = {number: self._by_group.get(name, self.policy) for name, number in self.fleet.groups.items()}
+        return known if self._by_group else {0: self.policy}
+
+
+def place(providers: Iterable[Provider], needs: Needs) -> Claim | Refusal:
+    """The best claim for one request over `providers`, or a refusal with counts."""
+    return Chooser(Fleet(providers)).choose(needs)

@@ -1,0 +1,71 @@
+"""Policies: weights of scorers, by name. An operator chooses one per provider group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from usina.core.errors import Invalid
+from usina.placement import slots
+from usina.placement.fleet import Fleet, Floats, Rows
+from usina.placement.mix import Outlook
+from usina.placement.scorers import SCORERS, fgd
+from usina.placement.shape import Shape
+
+SlotPick = Callable[[Fleet, Shape, int, Outlook], int]
+
+_SLOTS: Mapping[str, SlotPick] = {"fragmentation": slots.by_worth, "fgd": fgd.slot}
+"""Scorers with an opinion on which device of a host gives a share; else the tightest does."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Scorers with weights; the cost of a host is the weighted sum."""
+
+    name: str
+    weights: Mapping[str, float]
+
+    def cost(self, fleet: Fleet, shape: Shape, rows: Rows, outlook: Outlook) -> Floats:
+        """(R) the cost of each row; less is better."""
+        parts = [weight * SCORERS[name](fleet, shape, rows, outlook) for name, weight in self.weights.items()]
+        return sum(parts[1:], parts[0])
+
+    def slot(self, fleet: Fleet, shape: Shape, row: int, outlook: Outlook) -> int:
+        heaviest = max(self.weights, key=lambda name: self.weights[name])
+        return _SLOTS.get(heaviest, slots.tightest)(fleet, shape, row, outlook)
+
+
+_TIE = 0.005  # enough to decide between equals, too little to decide anything else
+
+POLICIES: Mapping[str, Policy] = {
+    policy.name: policy
+    for policy in (
+        Policy("fragmentation", {"fragmentation": 1.0, "slices": 1.0, "best-fit": _TIE}),
+        Policy("best-fit", {"best-fit": 1.0}),
+        Policy("spread", {"spread": 1.0}),
+        Policy("pack", {"pack": 1.0, "best-fit": _TIE}),
+        Policy("cost", {"price": 1.0, "fragmentation": _TIE}),
+        Policy("fgd", {"fgd": 1.0}),
+        Policy("dot-product", {"dot-product": 1.0}),
+        Policy("first-fit", {"first-fit": 1.0}),
+    )
+}
+DEFAULT = POLICIES["fragmentation"]
+
+
+def policy_of(text: str, field: str = "policy") -> Policy:
+    """A policy by name, or weights of scorers: ``fragmentation=1,price=0.2``. Raises `Invalid` naming `field`."""
+    if text in POLICIES:
+        return POLICIES[text]
+    if "=" not in text:
+        raise Invalid(f"{field}: there is no policy {text!r}; there are {', '.join(POLICIES)}", field=field)
+    weights: dict[str, float] = {}
+    for word in text.split(","):
+        name, _, number = word.strip().partition("=")
+        if name not in SCORERS:
+            raise Invalid(f"{field}: there is no scorer {name!r}; there are {', '.join(SCORERS)}", field=field)
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            raise Invalid(f"{field}: {number!r} is not a weight", field=field) from None
+    return Policy(text, weights)

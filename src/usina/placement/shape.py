@@ -1,0 +1,57 @@
+"""A request made ready to be held against all rows of a fleet at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+import numpy as np
+
+from usina.core.capacity import DeviceKind, DeviceRequest, Needs, Numa
+from usina.placement.fleet import MILLI, WHOLE, Fleet, Mask
+from usina.placement.within.devices import matches
+
+ALWAYS = float("inf")
+
+
+@lru_cache(maxsize=65536)
+def form_of(needs: Needs) -> Needs:
+    """`needs` without what differs from one request to the next of the same form: who asks, when, beside whom."""
+    return replace(
+        needs, affinities=(), groups=frozenset(), priority=0, preemptible=False, begins=0.0, ends=ALWAYS, tenant=""
+    )
+
+
+@dataclass(eq=False)
+class Shape:
+    """The numbers of a request. `plain`: totals and free GPUs say all, no exact search is needed."""
+
+    needs: Needs
+    cpu: int = field(init=False)  # thousandths of a core
+    memory: int = field(init=False)
+    disk: int = field(init=False)
+    count: int = field(init=False)  # GPUs given plainly: whole ones, or one share
+    share: int = field(init=False)  # thousandths of each
+    gpu: DeviceRequest | None = field(init=False)  # the one request for plain GPUs
+    others: tuple[DeviceRequest, ...] = field(init=False)  # every other device request
+    plain: bool = field(init=False)
+    _accepted: Mask = field(init=False, default_factory=lambda: np.zeros(0, np.bool_))
+
+    def __post_init__(self) -> None:
+        needs = self.needs
+        self.cpu, self.memory, self.disk = round(needs.cores * MILLI), needs.memory, needs.disk
+        plain = [r for r in needs.devices if r.kind is DeviceKind.GPU and not r.profile and not r.mdev_type]
+        self.gpu = plain[0] if plain else None
+        self.others = tuple(r for r in needs.devices if r is not self.gpu)
+        self.count = self.gpu.count if self.gpu else 0
+        self.share = (self.gpu.share or WHOLE) if self.gpu else 0
+        bound = needs.pinned or needs.whole_cores or needs.hugepage or needs.numa_nodes or needs.numa is not Numa.NONE
+        several_shares = self.share < WHOLE and self.count > 1
+        self.plain = not bound and not self.others and not several_shares and not (self.gpu and self.gpu.linked)
+
+    def accepted(self, fleet: Fleet) -> Mask:
+        """By class of device, whether it is one asked for; one more at the end, False, for "no device" (-1)."""
+        if len(self._accepted) != len(fleet.classes) + 1 and self.gpu is not None:
+            asked = self.gpu
+            self._accepted = np.array([*(matches(d, asked) for d in fleet.classes), False], np.bool_)
+        return self._accepted
