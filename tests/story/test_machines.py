@@ -247,7 +247,7 @@ async def test_a_gpu_is_claimed_by_address_and_refused_with_counts(factory: Runn
             conditions = (await client.get("/machines/g3")).json()["conditions"]
             return next((c["message"] for c in conditions if c["kind"] == "Placed"), "")
 
-        assert await eventually(message) == "1 host: 1 lack a free H100"
+        assert await eventually(message) == "1 host: 1 lack 2 free H100; the nearest: 0 of 2 H100 free"
         answer = await client.post("/machines", json={"name": "g4", "image": "ready", "devices": [{"model": "B200"}]})
         assert answer.status_code == 409
         assert answer.json()["code"] == "refused"

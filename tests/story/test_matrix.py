@@ -46,6 +46,7 @@ TABLE: dict[tuple[str, str], tuple[Role, Body]] = {
     ("GET", "/v1/whoami"): (V, None),
     # resources
     ("GET", "/v1/machines/{machine}"): (V, None),
+    ("GET", "/v1/machines/{machine}/placement"): (V, None),
     ("GET", "/v1/machines/{machine}/console-log"): (V, None),
     ("POST", "/v1/machines"): (M, lambda s: {"name": fresh(), "image": s.things["image"], "project": s.project}),
     ("POST", "/v1/machines/batch"): (
@@ -115,6 +116,7 @@ TABLE: dict[tuple[str, str], tuple[Role, Body]] = {
     ("GET", "/v1/hosts/{host}"): (OP, None),
     ("PATCH", "/v1/hosts/{host}"): (OP, lambda s: {"group": fresh("g")}),
     ("GET", "/v1/hosts/{host}/claims"): (OP, None),
+    ("GET", "/v1/placement/hosts"): (OP, None),
     ("POST", "/v1/hosts/{host}/cordon"): (OP, None),
     ("POST", "/v1/hosts/{host}/enable"): (OP, None),
     ("POST", "/v1/hosts/{empty}/drain"): (OP, None),

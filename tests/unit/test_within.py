@@ -558,6 +558,11 @@ def test_linked_devices_come_from_the_smallest_group_that_suffices() -> None:
     assert chosen[3] == ("0000:00:00.0", "0000:01:00.0", "0000:02:00.0")
     broken = replace(provider, taken_devices={"0000:06:00.0": 1})
     assert placed(broken, of(DeviceRequest(GPU, 3))).devices == ("0000:07:00.0", "0000:08:00.0", "0000:09:00.0")
+    fuller = replace(provider, taken_devices={"0000:04:00.0": 1, "0000:06:00.0": 1, "0000:07:00.0": 1})
+    assert placed(fuller, of(DeviceRequest(GPU, 2))).devices == ("0000:08:00.0", "0000:09:00.0")
+    trio = host([gpu(n, link="a" if n < 4 else "b") for n in range(7)], taken_devices={"0000:00:00.0": 1})
+    tighter = held_with(trio, Claim("h1", devices=("0000:01:00.0",)))  # two are left of four, three of three
+    assert placed(tighter, of(DeviceRequest(GPU, 2))).devices == ("0000:04:00.0", "0000:05:00.0")
     assert place_within(broken, of(DeviceRequest(GPU, 5, "H100", linked=True))) == "lack 5 linked H100"
     assert len(placed(broken, of(DeviceRequest(GPU, 5))).devices) == 5
 

@@ -67,7 +67,7 @@ def told(chooser: Chooser, needs: Needs, refusal: Refusal) -> Refusal:
     """`refusal` with the nearest miss and what would fit, without naming hosts."""
     ranking = chooser.ranking(needs)
     row = _nearest(chooser.fleet, ranking)
-    if row is None:
+    if row is None or not len(_refused(chooser.fleet, ranking)):
         return refusal
     lacks, largest = nearest_miss(chooser.fleet.provider(row), needs), _largest(chooser, ranking, needs)
     return replace(

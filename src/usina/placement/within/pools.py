@@ -19,7 +19,7 @@ Offer = tuple[Device, list[Part]]
 class Mark(NamedTuple):
     """How well a pool serves a request; less is better."""
 
-    grade: int  # 0 one link group, or a single device; 1 one NUMA node; 2 anywhere
+    grade: int  # 0 one link group, or each by itself; 1 any devices
     size: int  # of the link group, on the whole host
     left: int  # of what is offered, after the request
 
@@ -44,8 +44,7 @@ def pools(
         return
     yield from _by_link(request.count, offers, links, homes)
     if not joined:
-        yield from _by_node(request.count, offers, homes)
-        yield Pool(_gathered(request.count, offers, homes), Mark(2, 0, _slots(offers) - request.count))
+        yield Pool(_gathered(request.count, offers, homes), Mark(1, 0, _slots(offers) - request.count))
 
 
 def is_part(request: DeviceRequest) -> bool:
@@ -94,18 +93,6 @@ def _by_link(count: int, offers: Sequence[Offer], links: Counter[str], homes: Co
     ]
     for _, mark, _, group in sorted(found, key=lambda one: one[:3]):
         yield Pool(_gathered(count, group, homes), mark)
-
-
-def _by_node(count: int, offers: Sequence[Offer], homes: Collection[int | None]) -> Iterator[Pool]:
-    nodes: dict[int, list[Offer]] = defaultdict(list)
-    for offer in offers:
-        if offer[0].node is not None:
-            nodes[offer[0].node].append(offer)
-    found = [
-        (_all_far(group, homes), _slots(group), node, group) for node, group in nodes.items() if _slots(group) >= count
-    ]
-    for _, slots, _, group in sorted(found, key=lambda one: one[:3]):
-        yield Pool(_gathered(count, group, homes), Mark(1, 0, slots - count))
 
 
 def _gathered(count: int, offers: Sequence[Offer], homes: Collection[int | None]) -> list[Offer]:
