@@ -222,7 +222,9 @@ def conceivable(provider: Provider, needs: Needs) -> Iterator[Claim]:
         size = int(needs.cores) // count
         cpus = [list(combinations(n.cpus, size + extra)) for n in nodes for extra in (0, 1)] if needs.pinned else []
         per_node = [cpus[2 * at] + (cpus[2 * at + 1] if needs.whole_cores else []) for at in range(len(cpus) // 2)]
-        if needs.pinned or all(size <= len(set(n.cpus) - provider.taken_cpus) * provider.cpu_ratio for n in nodes):
+        if needs.pinned or all(
+            needs.cores / count <= len(set(n.cpus) - provider.taken_cpus) * provider.cpu_ratio for n in nodes
+        ):
             for picked in product(*per_node):
                 mine = tuple(chain.from_iterable(picked))
                 for devices in product(*slots):

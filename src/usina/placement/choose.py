@@ -42,6 +42,7 @@ class Chooser:
         self.fleet, self.policy = fleet, policy
         self.promises = promises or Promises()
         self._by_group = by_group or {}
+        self._numbered: dict[int, Policy] = {0: policy}  # number of a provider group -> its policy; rankings look in it
         self.outlook = Outlook(fleet, mix)
         self._rankings: dict[tuple[Needs, str], Ranking] = {}
 
@@ -72,8 +73,9 @@ class Chooser:
             while self._rankings and len(self._rankings) * self.fleet.size > CELLS:
                 del self._rankings[next(iter(self._rankings))]
             shape = Shape(replace(form, tenant=key[1]))
-            ranking = Ranking(self.fleet, shape, self._policies(), self.outlook)
+            ranking = Ranking(self.fleet, shape, self._numbered, self.outlook)
         self._rankings[key] = ranking  # last used, last forgotten
+        self._policies()
         ranking.refresh()
         return ranking
 
@@ -102,8 +104,10 @@ class Chooser:
         return self._policies().get(int(self.fleet.group[row]), self.policy)
 
     def _policies(self) -> dict[int, Policy]:
-        known = {number: self._by_group.get(name, self.policy) for name, number in self.fleet.groups.items()}
-        return known if self._by_group else {0: self.policy}
+        if self._by_group and len(self._numbered) < len(self.fleet.groups) + 1:
+            for name, number in self.fleet.groups.items():
+                self._numbered[number] = self._by_group.get(name, self.policy)
+        return self._numbered
 
 
 def place(providers: Iterable[Provider], needs: Needs) -> Claim | Refusal:

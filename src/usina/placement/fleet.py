@@ -53,6 +53,7 @@ class Fleet:
         self.classes: list[Device] = []  # one example of every class of device; classes differ in what requests ask
         self.holdings: dict[str, Holding] = {}
         self.members: dict[str, Counter[int]] = {}  # resource or group -> rows, how often
+        self._known_on: dict[str, int] = {}  # resource -> row that `members` counts it on
         self.size = 0  # rows in use
         self.width = 1  # columns of devices
         self.settled = 0  # how often a host came, went, or was replaced: what claims do not change
@@ -205,29 +206,34 @@ class Fleet:
 
     def know(self, holding: Holding) -> None:
         """Who holds a claim that the snapshot contains already."""
+        if holding.resource in self.holdings:
+            self._forget(holding.resource)
         self.holdings[holding.resource] = holding
         row = self.rows.get(holding.claim.provider)
         if row is not None:
-            for name in (holding.resource, *holding.groups):
+            self._known_on[holding.resource] = row
+            for name in {holding.resource, *holding.groups}:
                 self.members.setdefault(name, Counter())[row] += 1
 
     def know_only(self, holdings: Iterable[Holding]) -> None:
         """Who holds all the claims that the snapshot contains; whatever was known before is forgotten."""
-        self.holdings, self.members = {}, {}
+        self.holdings, self.members, self._known_on = {}, {}, {}
         for holding in holdings:
             self.know(holding)
 
     def release(self, resource: str) -> Holding:
         """Give back what a resource holds. Raises KeyError if it holds nothing."""
-        holding = self.holdings.pop(resource)
-        row = self.rows.get(holding.claim.provider)
-        if row is not None:
+        holding = self._forget(resource)
+        if holding.claim.provider in self.rows:
             self.give_back(holding.claim)
-            for name in (resource, *holding.groups):
-                self.members[name][row] -= 1
-                self.members[name] = +self.members[name]
-                if not self.members[name]:
-                    del self.members[name]
+        return holding
+
+    def _forget(self, resource: str) -> Holding:
+        holding, row = self.holdings.pop(resource), self._known_on.pop(resource, None)
+        for name in {resource, *holding.groups} if row is not None else ():
+            self.members[name] -= Counter({row: 1})
+            if not self.members[name]:
+                del self.members[name]
         return holding
 
     def _change(self, claim: Claim, sign: int) -> None:

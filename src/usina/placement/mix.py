@@ -25,6 +25,8 @@ from usina.placement.prices import gap_values, prices
 from usina.placement.shape import Shape, form_of
 
 TYPES = 160  # typical requests at most; the rarest beyond are left out
+BLOCK = 1024  # hosts valued at once: what fits a processor's cache
+FEW = 128  # hosts for which it does not pay to look which of them matter
 KINDS = 16  # so many kinds of them are told apart when a host is valued
 SEVERAL = 2.0  # how much more a request for several GPUs counts than its share of the mix: it has fewer places to go
 NEVER = 1e-9  # stands for "needs none of it" in a divisor
@@ -89,14 +91,19 @@ class Outlook:
         )
         self.gaps = mix.gaps
         self._classes = -1
+        self._mark, self._worth = -1, np.zeros(0)
         self._shapes, self._weights = shapes, weight
         self._by_share: dict[int, _Types] = {}
+        self._by_share_of = -1  # classes that it was made for
 
     def value(self, rows: Rows, cpu: Ints, memory: Ints, usable: Floats, whole: Ints) -> Floats:
         """GPUs that the mix could use on `rows`, were so much free there.
 
         `cpu` in thousandths, `memory` in bytes, `usable` the worth of the free parts in GPUs, `whole` free whole GPUs.
         """
+        if len(rows) > BLOCK:
+            parts = [slice(start, start + BLOCK) for start in range(0, len(rows), BLOCK)]
+            return np.concatenate([self.value(rows[p], cpu[p], memory[p], usable[p], whole[p]) for p in parts])
         if self._classes != len(self._fleet.classes):
             self._classes = len(self._fleet.classes)
             self._singles.accept(self._fleet)
@@ -104,19 +111,36 @@ class Outlook:
         kind = self._fleet.kind[rows, 0]
         value: Floats = self._singles.fluid(kind, cpu, memory, usable)
         if len(self._several.count):
-            value += SEVERAL * self._several.copies(kind, cpu, memory, whole)
+            least = int(self._several.count.min())
+            some = np.flatnonzero(whole >= least) if len(rows) > FEW else slice(None)
+            value[some] += SEVERAL * self._several.copies(kind[some], cpu[some], memory[some], whole[some])
         return value
 
     def by_share(self) -> dict[int, _Types]:
         """The typical requests, by the share of a device they ask for (1000: whole devices)."""
-        if not self._by_share or self._classes != len(self._fleet.classes):
-            self._classes = -1
+        if self._by_share_of != len(self._fleet.classes):
+            self._by_share_of = len(self._fleet.classes)
             for share in {shape.share for shape in self._shapes}:
                 chosen = np.array([shape.share == share for shape in self._shapes])
                 picked = [shape for shape in self._shapes if shape.share == share]
                 self._by_share[share] = _Types(picked, self._weights[chosen], self._mix, TYPES)
                 self._by_share[share].accept(self._fleet)
         return self._by_share
+
+    def worth(self, rows: Rows) -> Floats:
+        """What `rows` are worth as they are; remembered, for when there are many."""
+        fleet = self._fleet
+        if self._mark < 0 or len(self._worth) != fleet.size:
+            self._worth = np.zeros(fleet.size)
+            changed = np.arange(fleet.size)
+        else:
+            changed = fleet.changed_since(self._mark)
+        self._mark = fleet.now
+        if len(changed):
+            free = fleet.gpus[changed]
+            usable, whole = self.usable(free), (free == WHOLE).sum(1)
+            self._worth[changed] = self.value(changed, fleet.cpu[changed], fleet.memory[changed], usable, whole)
+        return self._worth[rows]
 
     def usable(self, free: NDArray[np.int16]) -> Floats:
         """What free parts (R, G) are worth in GPUs (R)."""
@@ -157,7 +181,7 @@ class _Types:
         """Σ weight × min(usable, what the cores carry, what the memory carries), where one at least fits."""
         if not len(self.count):
             return np.zeros(len(kind))
-        free_cpu, free_memory = cpu[:, None], memory[:, None]
+        free_cpu, free_memory = cpu[:, None].astype(np.float64), memory[:, None].astype(np.float64)
         carried = free_cpu * self._per_cpu
         np.minimum(carried, free_memory * self._per_memory, out=carried)
         np.minimum(carried, usable[:, None], out=carried)

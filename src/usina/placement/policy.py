@@ -35,6 +35,7 @@ class Policy:
         return _SLOTS.get(heaviest, slots.tightest)(fleet, shape, row, outlook)
 
 
+MOST = 1e9  # a weight at most
 _TIE = 0.005  # enough to decide between equals, too little to decide anything else
 
 POLICIES: Mapping[str, Policy] = {
@@ -64,8 +65,15 @@ def policy_of(text: str, field: str = "policy") -> Policy:
         name, _, number = word.strip().partition("=")
         if name not in SCORERS:
             raise Invalid(f"{field}: there is no scorer {name!r}; there are {', '.join(SCORERS)}", field=field)
-        try:
-            weights[name] = float(number)
-        except ValueError:
-            raise Invalid(f"{field}: {number!r} is not a weight", field=field) from None
+        weights[name] = _weight(number, field)
     return Policy(text, weights)
+
+
+def _weight(text: str, field: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = float("nan")
+    if not abs(weight) <= MOST:
+        raise Invalid(f"{field}: {text!r} is not a weight", field=field)
+    return weight

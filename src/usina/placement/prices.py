@@ -29,6 +29,8 @@ def prices(demand: Mapping[int, float]) -> dict[int, float]:
 
     wanted = np.array([demand[size] for size in sizes])
     plans = [np.where(np.array(sizes) == size, WHOLE // size, 0) for size in sizes]
+    price = np.ones(len(sizes))
+    best = plans[0]
     for _ in range(ROUNDS):
         solved = linprog(np.ones(len(plans)), A_ub=-np.array(plans).T, b_ub=-wanted, method="highs")
         price = np.maximum(-solved.ineqlin.marginals, 0.0)
@@ -36,6 +38,7 @@ def prices(demand: Mapping[int, float]) -> dict[int, float]:
         if float(best @ price) <= 1 + CLOSE:
             break
         plans.append(best)
+    price /= max(1.0, float(best @ price))  # where rounds ran out: no filling is worth more than the device
     return dict(zip(sizes, price.tolist(), strict=True))
 
 

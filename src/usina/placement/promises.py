@@ -2,15 +2,17 @@
 
 A reservation is a set of claims that nobody holds yet. To every request that overlaps its window they look taken,
 except to its own tenant, and to preemptible requests, which may borrow what lies idle. When the window begins,
-`callbacks` names who must give way.
+`callbacks` names who must give way. Whoever uses a reservation holds its claims in its name: the reservation's id is
+one of the holding's groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from usina.core.capacity import Claim, Holding, Needs, Part, Provider, Reservation
 from usina.core.units import Instant
+from usina.placement.exact import is_free
 from usina.placement.fleet import Fleet
 from usina.placement.within import held_with, held_without
 
@@ -28,8 +30,8 @@ class Promises:
         self.reservations.pop(id, None)
 
     def against(self, needs: Needs) -> Iterator[Reservation]:
-        """Reservations of others that overlap the request's time."""
-        for one in self.reservations.values():
+        """Reservations of others that overlap the request's time; none for a request that may be called back."""
+        for one in () if needs.preemptible else self.reservations.values():
             if one.tenant != needs.tenant and one.window.begins < needs.ends and needs.begins < one.window.ends:
                 yield one
 
@@ -41,50 +43,93 @@ class Promises:
         """The host as a request sees it: what is promised to others and not yet used by them is taken."""
         provider = fleet.provider(row)
         for one in self.against(needs):
-            for claim in self._unused(fleet, one, provider.id):
+            for claim in unused(fleet, one, provider.id):
                 provider = held_with(provider, claim)
         return provider
 
-    def _unused(self, fleet: Fleet, reservation: Reservation, host: str) -> Iterator[Claim]:
-        """The claims of a reservation on a host, less as many as its tenant uses there by holdings in its name."""
-        used = sum(1 for h in fleet.holdings.values() if h.claim.provider == host and reservation.id in h.groups)
-        mine = [claim for claim in reservation.claims if claim.provider == host]
-        yield from mine[used:]
-
     def callbacks(self, fleet: Fleet, reservation: Reservation, now: Instant) -> tuple[Holding, ...]:
-        """Who must give way for `reservation` to have all it was promised, once its window has begun; else nobody."""
+        """Who must give way for `reservation` to have all it was promised, once its window has begun; else nobody.
+
+        Only preemptible holdings do, and no more of them than it takes. Of several reservations that have begun, the
+        earlier has its claims before the later asks. What cannot be freed, for others hold it by right, is passed over.
+        """
         if not reservation.window.begins <= now < reservation.window.ends:
             return ()
-        out: list[Holding] = []
-        for host in sorted({claim.provider for claim in reservation.claims}):
-            if host in fleet.rows:
-                out += self._in_the_way(fleet, reservation, host)
-        return tuple(out)
-
-    def _in_the_way(self, fleet: Fleet, reservation: Reservation, host: str) -> Sequence[Holding]:
-        provider = fleet.provider(fleet.rows[host])
-        for claim in self._unused(fleet, reservation, host):
-            provider = held_with(provider, claim)
-        lent = [h for h in fleet.holdings.values() if h.claim.provider == host and h.preemptible]
-        lent.sort(key=lambda h: (h.priority, h.resource))
-        out: list[Holding] = []
-        wanted = {Part.parse(d).address for claim in reservation.claims for d in claim.devices}
-        for holding in lent:
-            clash = wanted & {Part.parse(d).address for d in holding.claim.devices}
-            if clash or over_committed(provider):
-                out.append(holding)
-                provider = held_without(provider, holding.claim)
-        return out
+        begun = {
+            one.id: one for one in self.reservations.values() if one.window.begins <= now < one.window.ends
+        } | {reservation.id: reservation}
+        order = sorted(begun.values(), key=lambda one: (one.window.begins, one.id))
+        order = order[: order.index(reservation) + 1]
+        hosts = sorted({claim.provider for claim in reservation.claims} & fleet.rows.keys())
+        return tuple(holding for host in hosts for holding in _called_back(fleet, order, host))
 
 
-def over_committed(provider: Provider) -> bool:
-    """Whether more is held on a host than it sells, by totals, nodes and CPUs."""
-    inventory = provider.inventory
-    pinned = len(provider.taken_cpus)
-    nodes = {node.id: node for node in inventory.nodes}
-    return (
-        provider.used_cores - pinned > (inventory.cores - pinned) * provider.cpu_ratio
-        or provider.used_memory > inventory.memory * provider.terms.memory_ratio
-        or provider.used_disk > inventory.disk
-        or any(n > nodes[i].hugepages.get(size, 0) for (i, size), n in provider.used_hugepages.items())
-    )
+def unused(fleet: Fleet, reservation: Reservation, host: str) -> list[Claim]:
+    """The claims of a reservation on a host, less those that holdings in its name use there."""
+    left = [claim for claim in reservation.claims if claim.provider == host]
+    if not fleet.members.get(reservation.id, {}).get(fleet.rows[host]):
+        return left
+    users = [h.claim for h in fleet.holdings.values() if h.claim.provider == host and reservation.id in h.groups]
+    for alike in _ALIKE:
+        for claim in list(users):
+            match = next((one for one in left if alike(one, claim)), None)
+            if match is not None:
+                left.remove(match)
+                users.remove(claim)
+    return left
+
+
+def _overlap(one: Claim, other: Claim) -> bool:
+    return bool(set(one.cpus) & set(other.cpus) or _addresses(one) & _addresses(other))
+
+
+def _addresses(claim: Claim) -> set[str]:
+    return {Part.parse(name).address for name in claim.devices}
+
+
+def _same_size(one: Claim, other: Claim) -> bool:
+    return (one.cores, one.memory, len(one.devices)) == (other.cores, other.memory, len(other.devices))
+
+
+_ALIKE: tuple[Callable[[Claim, Claim], bool], ...] = (
+    lambda one, other: one == other,
+    _overlap,
+    _same_size,
+    lambda one, other: True,
+)
+"""Which claim of a reservation a holding uses: the first that is alike, the closest likeness first."""
+
+
+def _called_back(fleet: Fleet, order: Sequence[Reservation], host: str) -> list[Holding]:
+    """Who gives way on one host for the last of `order`, after all before it had theirs."""
+    provider = fleet.provider(fleet.rows[host])
+    names = {one.id for one in order}
+    lent = [
+        h for h in fleet.holdings.values() if h.claim.provider == host and h.preemptible and names.isdisjoint(h.groups)
+    ]
+    lent.sort(key=lambda h: (h.priority, h.resource))
+    gone: list[Holding] = []
+    for reservation in order:
+        provider, gone = _cleared(provider, lent, unused(fleet, reservation, host))
+        lent = [h for h in lent if h not in gone]
+    return gone
+
+
+def _cleared(provider: Provider, lent: Sequence[Holding], claims: Sequence[Claim]) -> tuple[Provider, list[Holding]]:
+    """`provider` with `claims` held and as many of `lent` as can stay, the last in order before the first; who goes."""
+    empty = provider
+    for holding in lent:
+        empty = held_without(empty, holding.claim)
+    due: list[Claim] = []
+    full = empty
+    for claim in claims:
+        if is_free(full, claim):
+            due.append(claim)
+            full = held_with(full, claim)
+    gone: list[Holding] = []
+    for holding in reversed(lent):
+        if due and not is_free(full, holding.claim):
+            gone.insert(0, holding)
+        else:
+            full = held_with(full, holding.claim)
+    return full, gone

@@ -53,19 +53,26 @@ class Ranking:
         """The row that costs least, with `extra` added, of those in `open_to`; None if none fits."""
         if not len(self.cost):
             return None
-        cost = self.cost if open_to is None else np.where(open_to, self.cost, np.inf)
-        if extra is not None:
-            cost = cost + extra
+        cost = self._costs(open_to, extra)
         row = int(cost.argmin())
         return row if np.isfinite(cost[row]) else None
 
-    def order(self, count: int) -> list[int]:
-        """The `count` best rows, best first."""
+    def order(self, count: int, open_to: Mask | None = None, extra: Floats | None = None) -> list[int]:
+        """The `count` best rows, best first, as `best` sees them."""
         count = min(count, len(self.cost))
         if not count:
             return []
-        some = np.argpartition(self.cost, count - 1)[:count]
-        return [int(row) for row in some[np.argsort(self.cost[some], kind="stable")] if np.isfinite(self.cost[row])]
+        cost = self._costs(open_to, extra)
+        some = np.argpartition(cost, count - 1)[:count]
+        return [int(row) for row in some[np.argsort(cost[some], kind="stable")] if np.isfinite(cost[row])]
+
+    def _costs(self, open_to: Mask | None, extra: Floats | None) -> Floats:
+        cost = self.cost if open_to is None else np.where(open_to, self.cost, np.inf)
+        return cost if extra is None else cost + extra
+
+    def askable(self) -> Mask:
+        """Rows against which the operator and the inventory say nothing, however full they are."""
+        return self._barred == FITS
 
     def rule_out(self, row: int, reason: str) -> None:
         """What the exact search found against a row; true until the row changes."""

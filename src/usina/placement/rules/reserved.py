@@ -12,8 +12,11 @@ from usina.placement.promises import Promises
 from usina.placement.within import place_within
 
 
+PHRASE = "are reserved for others"
+
+
 def close(fleet: Fleet, promises: Promises, needs: Needs) -> Iterator[tuple[str, Mask]]:
-    if needs.preemptible or not promises.reservations:
+    if not promises.reservations:
         return
     closed = [
         row
@@ -23,4 +26,4 @@ def close(fleet: Fleet, promises: Promises, needs: Needs) -> Iterator[tuple[str,
     if closed:
         mask = np.zeros(fleet.size, np.bool_)
         mask[closed] = True
-        yield "are reserved for others", mask
+        yield PHRASE, mask

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from usina.placement.fleet import WHOLE, Fleet, Floats, Rows
-from usina.placement.mix import Outlook
+from usina.placement.mix import BLOCK, Outlook
 from usina.placement.shape import Shape
 from usina.placement.slots import slot_costs
 
@@ -27,6 +27,9 @@ def cost(fleet: Fleet, shape: Shape, rows: Rows, outlook: Outlook) -> Floats:
         usable_after = usable - outlook.gaps[gap] + outlook.gaps[after]
         whole_after = whole - (gap == WHOLE)
         leftover = LEFTOVER / WHOLE * after
+    if len(rows) > BLOCK:
+        later = outlook.value(rows, cpu - shape.cpu, memory - shape.memory, usable_after, whole_after)
+        return outlook.worth(rows) - later + leftover
     both = outlook.value(  # before and after in one go: for a few rows, calls cost more than sums
         np.concatenate([rows, rows]),
         np.concatenate([cpu, cpu - shape.cpu]),

@@ -11,13 +11,14 @@ from usina.placement.shape import Shape
 from usina.placement.within.devices import matches
 
 OPENED = 0.02  # devices that a device not yet cut counts, so that of equal losses one in use is taken
+UNTOLD = 2.0  # where the tables know no place; whether there is one, the exact search says
 
 
 def cost(fleet: Fleet, shape: Shape, rows: Rows, outlook: Outlook) -> Floats:
     total: Floats = np.zeros(len(rows))
     for request in shape.others:
         if request.profile:
-            best: Floats = np.full(len(rows), np.inf)
+            best: Floats = np.full(len(rows), UNTOLD)
             for number, device in enumerate(fleet.classes):
                 geometry = geometry_of(device.model)
                 name = resolve(geometry, request.profile) if geometry else None
@@ -30,6 +31,6 @@ def cost(fleet: Fleet, shape: Shape, rows: Rows, outlook: Outlook) -> Floats:
                 after = known.best_mask[known.row(name)][np.maximum(mask, 0)]
                 grown = known.fragmentation[np.maximum(after, 0)] - known.fragmentation[np.maximum(mask, 0)]
                 grown += OPENED * (mask == 0)
-                best = np.minimum(best, np.where((mask >= 0) & (after >= 0), grown, np.inf).min(1))
+                best = np.minimum(best, np.where((mask >= 0) & (after >= 0), grown, UNTOLD).min(1))
             total += best
     return total
