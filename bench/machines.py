@@ -27,7 +27,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.plain import PATIENCE, POLL, PlainGuest
+from bench._plain import PATIENCE, POLL, PlainGuest
 from usina.drivers.libvirt.daemon import ensure_local_daemon
 from usina.testing import postgres
 from usina.testing.inside import banner, ssh, ssh_key, tunnel

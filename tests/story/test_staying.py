@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import Counter
 from pathlib import Path
@@ -9,15 +10,20 @@ from typing import Any
 
 import pytest
 
+from usina.core.capacity import Claim
 from usina.drivers.fake.world import World
+from usina.placement.simulate import hosts_of
 from usina.testing import postgres
 from usina.testing.process import FactoryProcess, Json
+from usina.testing.replay import violations
 from usina.testing.waiting import until
 
 pytestmark = pytest.mark.slow
 
 MiB = 1 << 20
 SMALL = {"image": "tiny", "memory": 64 * MiB, "disk": 16 * MiB}
+# Four cores and a GPU of its own, all on one NUMA node: claims that name everything.
+EXACT = SMALL | {"cores": 4, "pinned": True, "numa": "strict", "devices": [{"kind": "gpu", "count": 1}]}
 
 
 def test_a_factory_started_again_keeps_everything(tmp_path: Path) -> None:
@@ -71,9 +77,9 @@ def test_two_control_planes_on_one_postgresql_share_the_work(tmp_path: Path, pos
 
 
 def share(first: FactoryProcess, second: FactoryProcess, tmp_path: Path) -> None:
-    # Room for exactly 100 guests of four cores on ten hosts, so that any double claim would show.
+    # Room for exactly 100 guests of four cores and a GPU on ten hosts, so that any double claim would show.
     for number in range(10):
-        options = {"cores": 40, "dir": str(tmp_path / f"h{number}")}
+        options = {"cores": 40, "numa_nodes": 2, "gpus": 10, "dir": str(tmp_path / f"h{number}")}
         first.call("POST", "/hosts", {"name": f"h{number}", "driver": "fake", "options": options})
     first.call("POST", "/images", {"name": "tiny", "recipe": "tiny"})
     second.phase("/images/tiny", "ready", limit=90)
@@ -86,9 +92,9 @@ def share(first: FactoryProcess, second: FactoryProcess, tmp_path: Path) -> None
     machines = until(lambda: running(second), lambda found: len(found) == 100, limit=60)
     assert set(replay(second).values()) == {m["host"] for m in machines}
     assert all(count == 10 for count in Counter(replay(second).values()).values())
-    second.call("POST", "/machines", {"name": "one-too-many", "cores": 4} | SMALL)
+    second.call("POST", "/machines", {"name": "one-too-many"} | EXACT)
     told = until(lambda: refusal(second, "one-too-many"))
-    assert told == "10 hosts: 10 lack cores"
+    assert told == "10 hosts: 10 lack a free gpu; the nearest: 0 of 1 gpu free; 4 cores short"
     worlds = [World(tmp_path / f"h{n}") for n in range(10)]
     assert sum(len(world.all()) for world in worlds) == 100
     for world in worlds:
@@ -101,7 +107,7 @@ def order_in_parallel(doors: tuple[FactoryProcess, ...], names: list[str]) -> No
     def order(door: FactoryProcess, mine: list[str]) -> None:
         try:
             for name in mine:
-                door.call("POST", "/machines", {"name": name, "cores": 4} | SMALL)
+                door.call("POST", "/machines", {"name": name} | EXACT)
         except Exception as error:
             refused.append(error)
 
@@ -124,12 +130,18 @@ def refusal(door: FactoryProcess, name: str) -> str:
 
 
 def replay(door: FactoryProcess) -> dict[str, str]:
-    """Add up every claim: nothing is held twice and no host gives more than it has. Resource → host."""
+    """Every claim again from nothing: no CPU, GPU or byte is held twice. Resource → host."""
     placed: dict[str, str] = {}
-    for host in door.call("GET", "/hosts")["items"]:
-        held = [c for c in door.call("GET", f"/hosts/{host['id']}/claims")["items"] if c["cores"]]
-        assert sum(c["cores"] for c in held) == host["used"]["cores"] <= host["cores"]
-        for claim in held:
-            assert claim["resource"] not in placed
-            placed[claim["resource"]] = host["id"]
+    for host in hosts_of(json.dumps(door.call("GET", "/placement/hosts"))):
+        held = [c for c in door.call("GET", f"/hosts/{host.id}/claims")["items"] if c["cores"]]
+        assert host.used_cores == 4 * len(held)
+        placed |= {claim["resource"]: host.id for claim in held}
+        assert violations(host, [claim_of(host.id, claim) for claim in held]) == []
+        assert all(len(claim["cpus"]) == 4 and len(claim["devices"]) == 1 for claim in held)
+    assert len(placed) == sum(host["used"]["cores"] for host in door.call("GET", "/hosts")["items"]) // 4
     return placed
+
+
+def claim_of(host: str, held: Json) -> Claim:
+    named = {name: tuple(held[name]) for name in ("cpus", "nodes", "devices")}
+    return Claim(host, held["cores"], held["memory"], held["disk"], hugepage=held["hugepage"], **named)

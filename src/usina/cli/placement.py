@@ -25,7 +25,7 @@ app = options.noun(
     "Placement on paper: simulate policies on hosts and requests from files.",
     "usina placement simulate --hosts nodes.csv --requests pods.csv",
     "usina placement export > hosts.json",
-    "usina placement simulate --hosts hosts.json --requests wanted.json --more gpu-7:10",
+    "usina placement simulate --hosts hosts.json --requests wanted.json --once --more gpu-7:10",
 )
 
 FILE_SIZE = 256 * 1024 * 1024
@@ -39,6 +39,7 @@ PolicyName = Annotated[
 Seed = Annotated[int, typer.Option("--seed", help="Of the order in which requests come.", min=0)]
 Seeds = Annotated[int, typer.Option("--seeds", help="So many runs, with this seed and those after it.", min=1)]
 Demand = Annotated[float, typer.Option("--demand", help="How much is offered, as a part of the capacity.", min=0.01)]
+Once = Annotated[bool, typer.Option("--once", help="Offer each request of the file once, whatever the demand.")]
 More = Annotated[list[str] | None, typer.Option("--more", help="So many more hosts like this one.", metavar="HOST:N")]
 Plot = Annotated[
     Path | None, typer.Option("--plot", help="Draw allocation and fragmentation over demand: a .png or .svg file.")
@@ -54,6 +55,7 @@ def simulate(
     seed: Seed = 0,
     seeds: Seeds = 1,
     demand: Demand = 1.3,
+    once: Once = False,
     more: More = None,
     plot: Plot = None,
     as_json: AsJson = False,
@@ -66,7 +68,7 @@ def simulate(
     Examples:
       usina placement simulate --hosts nodes.csv --requests pods.csv
       usina placement simulate --hosts nodes.csv --requests pods.csv --policy best-fit --seeds 10
-      usina placement simulate --hosts hosts.json --requests wanted.json --more gpu-7:10 --plot what-if.svg
+      usina placement simulate --hosts hosts.json --requests wanted.json --once --more gpu-7:10
       usina placement simulate --hosts nodes.csv --requests pods.csv --json
     """
     chosen = policy_of(policy)
@@ -74,7 +76,8 @@ def simulate(
         raise Invalid("plot: must be a .png or .svg file", field="plot")
     fleet = _with_more(hosts_of(_text(hosts, "hosts")), more or [])
     experiment = Experiment(fleet, requests_of(_text(requests, "requests")), chosen)
-    results, seconds = _run(experiment, range(seed, seed + seeds), demand, curve=plot is not None)
+    runs = range(seed, seed + seeds)
+    results, seconds = _run(experiment, runs, None if once else demand, curve=plot is not None)
     if as_json:
         screen.print_json(_summary(chosen.name, results, seconds))
     else:
@@ -138,17 +141,18 @@ def _with_more(hosts: list[Provider], more: Sequence[str]) -> list[Provider]:
     return hosts
 
 
-def _run(experiment: Experiment, seeds: range, demand: float, *, curve: bool) -> tuple[list[Result], float]:
+def _run(experiment: Experiment, seeds: range, demand: float | None, *, curve: bool) -> tuple[list[Result], float]:
     """The results, and the seconds that the decisions took in all."""
     results, seconds = [], 0.0
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"), TimeRemainingColumn())
     with Progress(*columns, console=screen.err(), transient=True) as progress:
-        task = progress.add_task("offering", total=100 * demand * len(seeds), told="")
+        most = 100 * (demand or experiment.demanded)
+        task = progress.add_task("offering", total=most * len(seeds), told="")
         for number, seed in enumerate(seeds):
             begun = time.perf_counter()
             for result in experiment.run(seed, demand, every=UPDATES, curve=curve):
                 told = f"seed {seed}: {result.placed:,} of {result.decisions:,} placed"
-                progress.update(task, completed=100 * demand * number + result.offered, told=told)
+                progress.update(task, completed=most * number + result.offered, told=told)
             seconds += time.perf_counter() - begun
             results.append(result)
     return results, seconds

@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from usina.core.capacity import Claim, Needs, Provider
+from usina.core.capacity import Claim, DeviceKind, DeviceRequest, Needs, Provider
+from usina.core.errors import Invalid
 from usina.placement.choose import Chooser
-from usina.placement.fleet import WHOLE, Fleet
+from usina.placement.fleet import MILLI, WHOLE, Fleet
 from usina.placement.mix import Mix
+from usina.placement.partition.geometry import shipped
 from usina.placement.policy import DEFAULT, Policy
 from usina.placement.refusal import Refusal
 from usina.placement.shape import Shape, form_of
@@ -53,17 +55,28 @@ class Result:
 def size_of(needs: Needs, by_gpu: bool) -> int:
     """Thousandths of GPUs, or of cores."""
     if not by_gpu:
-        return round(needs.cores * 1000)
-    return sum(request.count * (request.share or WHOLE) for request in needs.devices)
+        return round(needs.cores * MILLI)
+    return sum(one.count * _thousandths(one) for one in needs.devices if one.kind is DeviceKind.GPU)
 
 
-def shuffled(requests: Sequence[Needs], capacity: int, seed: int, demand: float, by_gpu: bool = True) -> list[Needs]:
-    """The requests of one run. `capacity` in thousandths; `demand` 1.3 is 130 % of it."""
+def _thousandths(request: DeviceRequest) -> int:
+    """Of one GPU: a partition counts by its compute slices; an unknown one as all of it."""
+    if not request.profile:
+        return request.share or WHOLE
+    named = ((geometry, geometry.resolve(request.profile)) for geometry in shipped())
+    parts = [WHOLE * geometry.named[name].compute // geometry.compute for geometry, name in named if name]
+    return min(parts, default=WHOLE)
+
+
+def shuffled(
+    requests: Sequence[Needs], capacity: int, seed: int, demand: float | None, by_gpu: bool = True
+) -> list[Needs]:
+    """The requests of one run. `capacity` in thousandths; `demand` 1.3 is 130 % of it, None is each of them once."""
     source = random.Random(seed)  # noqa: S311 - an experiment, not a secret
     order = list(requests)
     source.shuffle(order)
     sizes = {id(needs): size_of(needs, by_gpu) for needs in requests}
-    if not any(sizes.values()):
+    if demand is None or not any(sizes.values()):
         return order
     out: list[Needs] = []
     total, limit = 0, round(demand * capacity)
@@ -82,11 +95,19 @@ class Experiment:
     def __init__(self, hosts: Sequence[Provider], requests: Sequence[Needs], policy: Policy = DEFAULT) -> None:
         self._hosts, self._requests, self._policy = hosts, requests, policy
         self._mix = Mix.of(requests)
-        gpus = int(Fleet(hosts).count.sum())
-        self.by_gpu = gpus > 0 and any(needs.devices for needs in requests)
-        self.capacity = WHOLE * gpus if self.by_gpu else sum(round(h.inventory.cores * 1000) for h in hosts)
+        fleet = Fleet(hosts)
+        gpus = int(fleet.count.sum())
+        self.by_gpu = gpus > 0 and any(size_of(needs, by_gpu=True) for needs in requests)
+        self.capacity = WHOLE * gpus if self.by_gpu else int(fleet.all_cpu.sum())
+        if not self.capacity:
+            raise Invalid("hosts: have neither GPUs nor cores", field="hosts")
 
-    def run(self, seed: int, demand: float = 1.3, *, every: int = 0, curve: bool = False) -> Iterator[Result]:
+    @property
+    def demanded(self) -> float:
+        """What all requests ask for, each once, as a part of the capacity."""
+        return sum(size_of(needs, self.by_gpu) for needs in self._requests) / self.capacity
+
+    def run(self, seed: int, demand: float | None = 1.3, *, every: int = 0, curve: bool = False) -> Iterator[Result]:
         """Offers the requests; yields the result as it grows, each `every` requests, with a point of the curve.
 
         The last one yielded is complete. Without `curve` no points are computed.
@@ -95,7 +116,8 @@ class Experiment:
         chooser = Chooser(fleet, self._policy, mix=self._mix)
         result = Result(seed)
         offered = allocated = 0
-        marks = [mark for mark in MARKS if mark < demand * 100]
+        last = round((self.demanded if demand is None else demand) * 100)
+        marks = [mark for mark in MARKS if mark < last]
         for needs in shuffled(self._requests, self.capacity, seed, demand, self.by_gpu):
             answer = chooser.choose(needs)
             size = size_of(needs, self.by_gpu)
@@ -114,7 +136,8 @@ class Experiment:
                 if curve:
                     result.curve.append(self._point(fleet, offered, allocated, result.decisions))
                 yield result
-        result.allocation[round(demand * 100)] = 100 * allocated / self.capacity
+        for mark in (*marks, last):  # the next request would have gone beyond
+            result.allocation[mark] = 100 * allocated / self.capacity
         result.offered = 100 * offered / self.capacity
         if curve:
             result.curve.append(self._point(fleet, offered, allocated, result.decisions))
