@@ -21,6 +21,7 @@ from usina.core.quota import excess, total
 from usina.core.resource import AnyResource, Kind
 from usina.core.tenancy import Action, Actor, Amounts, Project, Scope
 from usina.core.units import Instant
+from usina.placement import Policies
 from usina.ports.driver import DriverPlugin
 from usina.ports.fleet import Hosts
 from usina.ports.library import Library
@@ -44,6 +45,7 @@ class House:
     doors: Doors
     recipes: Mapping[str, str]  # image recipe -> the user to log in as
     upload_limit: int  # bytes of an image
+    policies: Policies  # of placement
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,8 @@ async def explain_machine(
     if own is not None:
         fleet.release(own.resource)
     needs = needs_of(machine).at(context.now)
-    chooser = Chooser(fleet)
+    policies = context.house.policies
+    chooser = Chooser(fleet, policies.default, by_group=policies.by_group)
     found = explain(chooser, needs)
     taking = None if isinstance(found.answer, Claim) else preempt(chooser, needs)
     preemption = taking if isinstance(taking, Preemption) else None

@@ -34,6 +34,12 @@ def up(
     roles: Annotated[str, typer.Option(help="What this process does: api, engine or both.")] = "api,engine",
     local_host: Annotated[bool, typer.Option(help="Take this machine into service when founding.")] = True,
     allow_private_urls: Annotated[bool, typer.Option(help="Let images be fetched from private addresses.")] = False,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="How to place: a policy for all hosts, or one for a group of them.", metavar="[GROUP:]POLICY"
+        ),
+    ] = None,
 ) -> None:
     """Start a factory here. The first start founds the site and shows its first key, once.
 
@@ -42,6 +48,7 @@ def up(
       usina up --data-dir /srv/usina --bind 0.0.0.0
       usina up --data-dir /srv/usina --database postgresql://usina@db/usina --master-key-file /etc/usina.key
       usina up --no-local-host --port 8571 --data-dir /tmp/trial
+      usina up --policy fragmentation --policy cpu:pack
     """
     from usina.server.run import run
     from usina.server.settings import Settings
@@ -55,6 +62,7 @@ def up(
         roles=_roles(roles),
         local_host=local_host,
         allow_private_urls=allow_private_urls,
+        policies=tuple(policy or ()),
     )
     try:
         run(settings, announce)

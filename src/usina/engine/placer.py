@@ -17,7 +17,7 @@ from usina.core.errors import Stale, Unavailable, UsinaError
 from usina.core.event import Event
 from usina.core.grant import Lease
 from usina.core.resource import AnyResource, Phase, with_condition
-from usina.placement import Chooser, Fleet, Refusal, held_without, place_within
+from usina.placement import Chooser, Fleet, History, Policies, Refusal, held_without, place_within
 from usina.placement.explain import told
 from usina.placement.shape import form_of
 from usina.store.store import Store
@@ -52,11 +52,13 @@ class _Batch:
 class Placer:
     """One per control plane; `run` it, then `claim`."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, policies: Policies | None = None) -> None:
         self._store, self._clock = store, clock
+        policies = policies or Policies()
         self._queue: asyncio.Queue[_Request] = asyncio.Queue()
         self._fleet = Fleet()
-        self._chooser = Chooser(self._fleet)
+        self._chooser = Chooser(self._fleet, policies.default, by_group=policies.by_group)
+        self._history = History()
         self._generation: dict[str, int] = {}  # provider -> the generation the fleet shows
         self._spoiled: set[str] = set()  # providers on which the fleet shows what was never written
         self._read_at: float | None = None
@@ -80,10 +82,21 @@ class Placer:
                 batch.append(self._queue.get_nowait())
             try:
                 await self._place(batch)
+                await self._learn(batch)
             except Exception as error:
                 for request in batch:
                     if not request.done.done():
                         request.done.set_exception(error)
+
+    async def _learn(self, requests: list[_Request]) -> None:
+        """Expect in future what is asked for now."""
+        for request in requests:
+            if not request.resource.attempts:  # one that waits and asks again is not more demand
+                self._history.observe(request.needs)
+        mix = self._history.mix()
+        if mix is not None:
+            await asyncio.to_thread(lambda: mix.gaps)  # a linear programme, which must not hold up the loop
+            self._chooser.expect(mix)
 
     async def _place(self, requests: list[_Request]) -> None:
         for _ in range(TRIES):

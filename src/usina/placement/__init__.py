@@ -7,8 +7,8 @@ all without a factory.
 
 from usina.placement.choose import Chooser, place
 from usina.placement.fleet import Fleet
-from usina.placement.mix import Mix
-from usina.placement.policy import POLICIES, Policy, policy_of
+from usina.placement.mix import History, Mix
+from usina.placement.policy import POLICIES, Policies, Policy, policy_of
 from usina.placement.promises import Promises
 from usina.placement.refusal import Refusal
 from usina.placement.within import held_with, held_without, place_within
@@ -17,7 +17,9 @@ __all__ = [
     "POLICIES",
     "Chooser",
     "Fleet",
+    "History",
     "Mix",
+    "Policies",
     "Policy",
     "Promises",
     "Refusal",

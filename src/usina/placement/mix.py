@@ -24,6 +24,8 @@ from usina.placement.fleet import WHOLE, Fleet, Floats, Ints, Rows
 from usina.placement.prices import gap_values, prices
 from usina.placement.shape import Shape, form_of
 
+LEARN = 200  # requests for GPUs after which the mix is taken anew
+REMEMBERED = 4000  # requests of a history; beyond, all count half
 TYPES = 160  # typical requests at most; the rarest beyond are left out
 BLOCK = 1024  # hosts valued at once: what fits a processor's cache
 FEW = 128  # hosts for which it does not pay to look which of them matter
@@ -73,6 +75,29 @@ def _gpus(count: int, weight: float) -> tuple[Needs, float]:
 
 USUAL = Mix(dict([_gpus(1, 0.7), _gpus(2, 0.1), _gpus(4, 0.1), _gpus(8, 0.1)]))
 """Before there is a history: mostly single GPUs, with 8 cores and 32 GiB to each."""
+
+
+class History:
+    """Requests as they come, so that what was asked for lately is what is expected. Old ones fade."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[Needs] = Counter()
+        self._since = 0
+
+    def observe(self, needs: Needs) -> None:
+        if any(request.kind is DeviceKind.GPU for request in needs.devices):
+            self._counts[form_of(needs)] += 1
+            self._since += 1
+
+    def mix(self) -> Mix | None:
+        """A new mix each time enough was seen to change it; else None."""
+        if self._since < LEARN:
+            return None
+        self._since = 0
+        mix = Mix.weighted(self._counts)
+        if self._counts.total() > REMEMBERED:
+            self._counts = Counter({needs: count // 2 for needs, count in self._counts.items() if count > 1})
+        return mix
 
 
 class Outlook:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from usina.core.errors import Invalid
 from usina.placement import slots
@@ -52,6 +52,26 @@ POLICIES: Mapping[str, Policy] = {
     )
 }
 DEFAULT = POLICIES["fragmentation"]
+
+
+@dataclass(frozen=True)
+class Policies:
+    """The operator's choice: one policy, and others for some provider groups."""
+
+    default: Policy = DEFAULT
+    by_group: Mapping[str, Policy] = field(default_factory=dict)
+
+    @staticmethod
+    def of(texts: Iterable[str], field: str = "policy") -> Policies:
+        """``cost`` is for everything, ``gpu:pack`` for the group "gpu". Raises `Invalid` naming `field`."""
+        default, by_group = DEFAULT, {}
+        for text in texts:
+            group, colon, name = text.rpartition(":")
+            if colon:
+                by_group[group] = policy_of(name, field)
+            else:
+                default = policy_of(name, field)
+        return Policies(default, by_group)
 
 
 def policy_of(text: str, field: str = "policy") -> Policy:

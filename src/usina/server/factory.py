@@ -25,6 +25,7 @@ from usina.engine.placer import Placer
 from usina.engine.plans import Plans
 from usina.engine.reconcile import Reconciler
 from usina.engine.tidy import Tidy
+from usina.placement import Policies
 from usina.ports.driver import DriverPlugin
 from usina.server.settings import Settings, factory_id, instance_id, master_key
 from usina.services.images.cache import default_cache
@@ -62,7 +63,8 @@ class Factory:
             Kind.FORWARD: GoodsHand(store, self.fleet, plans),
             Kind.IMAGE: ImageHand(store, self.fleet, plans, library, settings.upload_limit),
         }
-        self.placer = Placer(store, clock)
+        policies = Policies.of(settings.policies)
+        self.placer = Placer(store, clock, policies)
         self.reconciler = Reconciler(store, self.leases, clock, self.placer, hands)
         self.forwards = Forwards(store, self.fleet, settings.bind)
         self.tidy = Tidy(store, clock)
@@ -79,6 +81,7 @@ class Factory:
             near=Near(store, clock),
             doors=Doors(store, clock, master),
             upload_limit=settings.upload_limit,
+            policies=policies,
             recipes={name: recipe.user for name, recipe in RECIPES.items()},
         )
 

@@ -31,7 +31,8 @@ GRACE = 5  # seconds that open requests have to end
 
 
 def run(settings: Settings, announce: Announce) -> None:
-    """Serve until SIGTERM or SIGINT. Raises `Unavailable` when the folder or the port is taken."""
+    """Serve until SIGTERM or SIGINT. Raises `Unavailable` when the folder or the port is taken, `Invalid` for settings."""
+    Policies.of(settings.policies)  # one that is unknown is refused before anything is made
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     _log_plainly()
     sys.setswitchinterval(SWITCH)

@@ -26,6 +26,7 @@ class Settings:
     local_host: bool = True  # take this machine into service when the site is founded
     allow_private_urls: bool = False  # let images be fetched from private addresses
     upload_limit: int = 64 * GiB
+    policies: tuple[str, ...] = ()  # of placement: a policy, or "group:policy"; see `usina placement policies`
 
     @property
     def database_url(self) -> str:
