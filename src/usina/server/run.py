@@ -17,6 +17,7 @@ import uvicorn
 import uvloop
 
 from usina.core.errors import Unavailable
+from usina.placement import Policies
 from usina.server import discovery
 from usina.server.factory import Factory, open_factory
 from usina.server.founding import found_site
@@ -31,7 +32,7 @@ GRACE = 5  # seconds that open requests have to end
 
 
 def run(settings: Settings, announce: Announce) -> None:
-    """Serve until SIGTERM or SIGINT. Raises `Unavailable` when the folder or the port is taken, `Invalid` for settings."""
+    """Serve until SIGTERM or SIGINT. Raises `Unavailable` when the folder or the port is taken."""
     Policies.of(settings.policies)  # one that is unknown is refused before anything is made
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     _log_plainly()
