@@ -92,3 +92,16 @@ async def test_a_group_is_spread_over_hosts_and_a_neighbour_stays_near(factory: 
     found = await told(factory, fifth["id"])
     assert not found["placed"] and sum(found["reasons"].values()) == 4
     assert all("share a host with" in reason for reason in found["reasons"])
+
+
+async def test_whole_physical_cores_are_claimed_and_the_guest_gets_what_it_asked_for(
+    factory: Running, order: Order
+) -> None:
+    await more_hosts(factory, 1, cores=8, threads=2)
+    machine = await order("m1", cores=3, whole_cores=True, host="extra-0")
+    settled = await factory.phase(machine["id"], Phase.RUNNING)
+    assert settled["observed"] == settled["generation"]
+    async with factory.client() as client:
+        [held] = (await client.get("/hosts/extra-0/claims")).json()["items"][:1]
+    assert held["cores"] == 4 and len(held["cpus"]) == 4
+    assert {cpu // 2 for cpu in held["cpus"]} == {cpu // 2 for cpu in held["cpus"][:3]}

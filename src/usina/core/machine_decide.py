@@ -95,7 +95,10 @@ def _affinities(machine: Machine) -> Iterator[Affinity]:
 
 def fits(claim: Claim, needs: Needs) -> bool:
     """Whether the claim held is the one that `needs` asks for (size only; the rest cannot change)."""
-    return (claim.cores, claim.memory, claim.disk) == (needs.cores, needs.memory, needs.disk)
+    if (claim.memory, claim.disk) != (needs.memory, needs.disk):
+        return False
+    # Whole physical cores may be a hardware thread more than the guest has; such machines cannot change their cores.
+    return claim.cores == needs.cores or (needs.whole_cores and claim.cores > needs.cores)
 
 
 def decide(machine: Machine, claim: Claim | None, seen: Seen, now: Instant) -> Decision:

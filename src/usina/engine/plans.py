@@ -55,7 +55,7 @@ class Plans:
             interfaces=tuple([await self._interface(i) for i in spec.interfaces]),
             networks=tuple(networks),
             volumes=spec.volumes,
-            cpus=claim.cpus,
+            cpus=claim.cpus[: spec.cores],  # those to use; the rest only make up whole physical cores
             nodes=claim.nodes,
             hugepage=claim.hugepage,
             firmware=spec.firmware,
