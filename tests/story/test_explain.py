@@ -102,6 +102,6 @@ async def test_whole_physical_cores_are_claimed_and_the_guest_gets_what_it_asked
     settled = await factory.phase(machine["id"], Phase.RUNNING)
     assert settled["observed"] == settled["generation"]
     async with factory.client() as client:
-        [held] = (await client.get("/hosts/extra-0/claims")).json()["items"][:1]
+        held = next(c for c in (await client.get("/hosts/extra-0/claims")).json()["items"] if c["cores"])
     assert held["cores"] == 4 and len(held["cpus"]) == 4
     assert {cpu // 2 for cpu in held["cpus"]} == {cpu // 2 for cpu in held["cpus"][:3]}
