@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from usina.app.context import Context
@@ -141,4 +142,12 @@ async def _possible(near: Near, needs: Needs) -> Claim | Refusal | None:
     empty = await near.empty_hosts(needs.host)
     if not empty and needs.host is not None:
         raise NotFound("host not found", field="host")
-    return place(empty, needs) if empty else None
+    if not empty:
+        return None
+    counted: Counter[str] = Counter()
+    for host, alike in empty:
+        answer = place([host], needs)
+        if isinstance(answer, Claim):
+            return answer
+        counted.update({reason: number * alike for reason, number in answer.reasons.items()})
+    return Refusal(counted)

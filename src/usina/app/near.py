@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from usina.core.capacity import HostState, Provider
+from usina.core.capacity import Host, HostState, Provider
 from usina.core.clock import Clock
 from usina.core.errors import NotFound
 from usina.core.goods import Image, may_use
@@ -76,18 +76,19 @@ class Near:
 
         return await self.remembered(("image", project.id, ref), read)
 
-    async def empty_hosts(self, only: str | None = None) -> list[Provider]:
-        """Hosts as if nothing were on them, one of each shape (or the one called `only`): what could ever fit."""
+    async def empty_hosts(self, only: str | None = None) -> list[tuple[Provider, int]]:
+        """Hosts as if nothing were on them, or the one called `only`: what could ever fit. One of each shape, and how
+        many there are of it."""
 
-        async def read() -> list[Provider]:
-            shapes: dict[object, Provider] = {}
+        async def read() -> list[tuple[Provider, int]]:
+            shapes: dict[object, list[Host]] = {}
             for host in await self._store.hosts.all():
                 if only not in (None, host.id, host.name):
                     continue
                 terms = host.provider.terms
                 shape = (id(host.provider.inventory), host.provider.cpu_ratio, terms.memory_ratio, terms.tenants)
-                shapes.setdefault(shape, _emptied(host.provider))
-            return list(shapes.values())
+                shapes.setdefault(shape, []).append(host)
+            return [(_emptied(alike[0].provider), len(alike)) for alike in shapes.values()]
 
         return await self.remembered(("hosts", only or ""), read)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -93,7 +93,7 @@ class Experiment:
     """One policy on one list of hosts and requests."""
 
     def __init__(self, hosts: Sequence[Provider], requests: Sequence[Needs], policy: Policy = DEFAULT) -> None:
-        self._hosts, self._requests, self._policy = hosts, requests, policy
+        self._hosts, self._requests, self._policy = [_open(host) for host in hosts], requests, policy
         self._mix = Mix.of(requests)
         fleet = Fleet(hosts)
         gpus = int(fleet.count.sum())
@@ -173,6 +173,11 @@ class Experiment:
         part = 100 / self.capacity
         whole = float((free == WHOLE).sum()) * WHOLE
         return {"whole": whole * part, "parts": (float(free.sum()) - whole) * part}
+
+
+def _open(host: Provider) -> Provider:
+    """The host without its maintenance: on paper there is no time."""
+    return replace(host, terms=replace(host.terms, maintenance=())) if host.terms.maintenance else host
 
 
 def _first(refusal: Refusal) -> str:
