@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from usina.core.capacity import DeviceKind, DeviceRequest, Needs
 from usina.core.units import GiB
 from usina.placement.fleet import WHOLE, Fleet, Floats, Ints, Rows
+from usina.placement.partition import Geometry, Worth, worth_of
 from usina.placement.prices import gap_values, prices
 from usina.placement.shape import Shape, form_of
 
@@ -36,9 +37,10 @@ NEVER = 1e-9  # stands for "needs none of it" in a divisor
 
 @dataclass(frozen=True)
 class Mix:
-    """Typical requests for GPUs, with weights that add up to one."""
+    """Typical requests for GPUs, with weights that add up to one; partitions apart from the others."""
 
     weights: Mapping[Needs, float]
+    parts: Mapping[str, float] = field(default_factory=dict)  # profiles as they are asked for; {} while none were
 
     @staticmethod
     def of(requests: Iterable[Needs]) -> Mix:
@@ -51,7 +53,8 @@ class Mix:
             :TYPES
         ]
         total = sum(weight for _, weight in kept)
-        return Mix({needs: weight / total for needs, weight in kept}) if kept else USUAL
+        weights = {needs: weight / total for needs, weight in kept} if kept else USUAL.weights
+        return Mix(weights, _parts(counts))
 
     @cached_property
     def prices(self) -> dict[int, float]:
@@ -67,6 +70,18 @@ class Mix:
     def gaps(self) -> Floats:
         """(1001) what a gap is worth in devices."""
         return gap_values(self.prices)
+
+
+def _parts(counts: Mapping[Needs, float]) -> dict[str, float]:
+    """The profiles asked for, the most wanted first."""
+    wanted: dict[str, float] = {}
+    for needs, weight in counts.items():
+        for request in needs.devices:
+            if request.profile and request.kind is DeviceKind.GPU and weight > 0:
+                wanted[request.profile] = wanted.get(request.profile, 0.0) + weight * request.count
+    kept = sorted(wanted.items(), key=lambda pair: -pair[1])[:TYPES]
+    total = sum(weight for _, weight in kept)
+    return {profile: weight / total for profile, weight in kept}
 
 
 def _gpus(count: int, weight: float) -> tuple[Needs, float]:
@@ -119,6 +134,7 @@ class Outlook:
         self._mark, self._worth = -1, np.zeros(0)
         self._shapes, self._weights = shapes, weight
         self._by_share: dict[int, _Types] = {}
+        self._parts: dict[Geometry, Worth] = {}
         self._by_share_of = -1  # classes that it was made for
 
     def value(self, rows: Rows, cpu: Ints, memory: Ints, usable: Floats, whole: Ints) -> Floats:
@@ -140,6 +156,18 @@ class Outlook:
             some = np.flatnonzero(whole >= least) if len(rows) > FEW else slice(None)
             value[some] += SEVERAL * self._several.copies(kind[some], cpu[some], memory[some], whole[some])
         return value
+
+    def parts(self, geometry: Geometry) -> Worth:
+        """What devices of a geometry are worth by how they are cut."""
+        known = self._parts.get(geometry)
+        if known is None:
+            mix: dict[str, float] = {}
+            for profile, weight in self._mix.parts.items():
+                name = geometry.resolve(profile)
+                if name is not None:
+                    mix[name] = mix.get(name, 0.0) + weight
+            known = self._parts[geometry] = worth_of(geometry, tuple(sorted(mix.items())))
+        return known
 
     def by_share(self) -> dict[int, _Types]:
         """The typical requests, by the share of a device they ask for (1000: whole devices)."""

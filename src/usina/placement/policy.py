@@ -36,7 +36,7 @@ class Policy:
 
 
 MOST = 1e9  # a weight at most
-_TIE = 0.005  # enough to decide between equals, too little to decide anything else
+_TIE = 0.02  # enough to decide between equals, too little to decide anything else
 
 POLICIES: Mapping[str, Policy] = {
     policy.name: policy
@@ -46,7 +46,7 @@ POLICIES: Mapping[str, Policy] = {
         Policy("spread", {"spread": 1.0}),
         Policy("pack", {"pack": 1.0, "best-fit": _TIE}),
         Policy("cost", {"price": 1.0, "fragmentation": _TIE}),
-        Policy("fgd", {"fgd": 1.0}),
+        Policy("fgd", {"fgd": 1.0, "best-fit": 0.02}),
         Policy("dot-product", {"dot-product": 1.0}),
         Policy("first-fit", {"first-fit": 1.0}),
     )
