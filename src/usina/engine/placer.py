@@ -203,13 +203,16 @@ class Placer:
             if isinstance(answer, Refusal) and request.held is None:
                 key = form_of(request.needs), request.needs.tenant
                 if key not in known:
-                    known[key] = told(self._chooser, request.needs.at(self._clock.now()), answer)
+                    known[key] = told(self._chooser, self._timed(request.needs), answer)
                 answer = replace(known[key], reasons=answer.reasons)
             yield request, answer
 
+    def _timed(self, needs: Needs) -> Needs:
+        return needs.at(self._clock.now()) if self._chooser.minds_time else needs
+
     def _choose(self, request: _Request) -> Claim | Refusal:
         if request.held is None:
-            return self._chooser.choose(request.needs.at(self._clock.now()))
+            return self._chooser.choose(self._timed(request.needs))
         row = self._fleet.rows.get(request.held.provider)
         if row is None:
             return Refusal({"do not exist any more": 1})

@@ -23,6 +23,7 @@ from usina.placement.refusal import Refusal
 from usina.placement.rules import RULES, affinity
 from usina.placement.shape import Shape, form_of
 from usina.placement.within import place_within
+from usina.placement.within.devices import wanted
 
 CELLS = 12_000_000  # rows × rankings kept at most
 
@@ -42,7 +43,7 @@ class Chooser:
         self.fleet, self.policy = fleet, policy
         self.promises = promises or Promises()
         self._by_group = by_group or {}
-        self._numbered: dict[int, Policy] = {0: policy}  # number of a provider group -> its policy; rankings look in it
+        self._numbered: dict[int, Policy] = {}  # number of a provider group -> its policy; rankings look in it
         self.outlook = Outlook(fleet, mix)
         self._rankings: dict[tuple[Needs, str], Ranking] = {}
 
@@ -63,6 +64,11 @@ class Chooser:
                 return found
             ranking.rule_out(row, found)
         return Refusal(ranking.reasons(closed))
+
+    @property
+    def minds_time(self) -> bool:
+        """Whether it matters when a request begins and ends."""
+        return bool(self.promises.reservations) or self.fleet.has_maintenance
 
     def ranking(self, needs: Needs) -> Ranking:
         """All rows held against the form of `needs`, up to date."""
@@ -88,6 +94,11 @@ class Chooser:
         if not shape.plain or (shape.share == WHOLE and not self.fleet.plain[row]) or self.promises.reservations:
             return place_within(self.promises.as_seen_by(self.fleet, row, needs), needs)
         devices: tuple[str, ...] = ()
+        if shape.part is not None:
+            part = slots.part(self.fleet, shape.part, row, self.outlook)
+            if part is None:
+                return f"lack a free {wanted(shape.part)}"
+            devices = (str(part),)
         if shape.count:
             gpus = self.fleet.gpus_of(row)
             if shape.share == WHOLE:
@@ -104,9 +115,10 @@ class Chooser:
         return self._policies().get(int(self.fleet.group[row]), self.policy)
 
     def _policies(self) -> dict[int, Policy]:
-        if self._by_group and len(self._numbered) < len(self.fleet.groups) + 1:
-            for name, number in self.fleet.groups.items():
-                self._numbered[number] = self._by_group.get(name, self.policy)
+        if not self._by_group:
+            self._numbered[0] = self.policy
+        elif len(self._numbered) != len(self.fleet.groups):
+            self._numbered |= {n: self._by_group.get(name, self.policy) for name, n in self.fleet.groups.items()}
         return self._numbered
 
 

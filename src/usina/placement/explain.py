@@ -7,18 +7,19 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from usina.core.capacity import Claim, DeviceRequest, Needs
+from usina.core.capacity import Claim, DeviceRequest, Needs, Provider
 from usina.core.units import show_size
 from usina.placement.choose import Chooser
-from usina.placement.fleet import Fleet, Floats, Rows
+from usina.placement.fleet import Floats, Mask, Rows
 from usina.placement.ranking import GONE, Ranking
 from usina.placement.refusal import Refusal
+from usina.placement.rules import affinity, reserved
 from usina.placement.scorers import SCORERS
-from usina.placement.shape import Shape
 from usina.placement.within import largest_fit, nearest_miss
 from usina.placement.within.devices import wanted
 
 FEW = 5
+_SINGULAR = {"are": "is", "do": "does", "have": "has", "lack": "lacks", "share": "shares"}
 LOOKED_AT = 16  # hosts that are asked exactly for the nearest miss and the largest fit
 
 
@@ -51,30 +52,24 @@ def explain(chooser: Chooser, needs: Needs) -> Explanation:
     answer = chooser.choose(needs)
     ranking = chooser.ranking(needs)
     closed = chooser.closed(needs)
-    reasons = dict(ranking.reasons(closed))
-    told = Explanation(answer, chooser.policy.name, chooser.fleet.hosts, reasons=reasons)
+    said = Explanation(answer, chooser.policy.name, chooser.fleet.hosts, reasons=dict(ranking.reasons(closed)))
     if isinstance(answer, Claim):
-        return replace(told, best=_scores(chooser, ranking, answer))
-    row = _nearest(chooser.fleet, ranking)
+        return replace(said, best=_scores(chooser, ranking, closed, needs, answer))
+    asked = _Asked(chooser, ranking, closed, needs)
+    row = asked.nearest()
     if row is None:
-        return told
-    host, lacks = chooser.fleet.name(row), nearest_miss(chooser.fleet.provider(row), needs)
-    largest = _largest(chooser, ranking, needs)
-    return replace(told, nearest=lacks, nearest_host=host, largest=f"{described(largest)} would fit" if largest else "")
+        return said
+    return replace(said, nearest=asked.lacks(row), nearest_host=chooser.fleet.name(row), largest=asked.largest_told())
 
 
 def told(chooser: Chooser, needs: Needs, refusal: Refusal) -> Refusal:
     """`refusal` with the nearest miss and what would fit, without naming hosts."""
-    ranking = chooser.ranking(needs)
-    row = _nearest(chooser.fleet, ranking)
-    if row is None or not len(_refused(chooser.fleet, ranking)):
+    asked = _Asked(chooser, chooser.ranking(needs), chooser.closed(needs), needs)
+    row = asked.nearest()
+    if row is None or not asked.up[row]:
         return refusal
-    lacks, largest = nearest_miss(chooser.fleet.provider(row), needs), _largest(chooser, ranking, needs)
-    return replace(
-        refusal,
-        nearest=f"the nearest: {lacks}" if lacks else "",
-        largest=f"{described(largest)} would fit" if largest else "",
-    )
+    lacks = asked.lacks(row)
+    return replace(refusal, nearest=f"the nearest: {lacks}" if lacks else "", largest=asked.largest_told())
 
 
 def described(needs: Needs) -> str:
@@ -88,53 +83,86 @@ def _device(request: DeviceRequest) -> str:
     return f"{request.count} {wanted(request)}"
 
 
-def _scores(chooser: Chooser, ranking: Ranking, answer: Claim) -> tuple[Score, ...]:
-    rows = ranking.order(FEW)
+def _scores(
+    chooser: Chooser, ranking: Ranking, closed: Mapping[str, Mask], needs: Needs, answer: Claim
+) -> tuple[Score, ...]:
+    """The best few, the chosen one first."""
+    open_to = ~np.logical_or.reduce(list(closed.values())) if closed else None
+    extra = affinity.cost(chooser.fleet, needs)
     chosen = chooser.fleet.rows[answer.provider]
-    if chosen not in rows:
-        rows = [chosen, *rows[: FEW - 1]]
-    rows.sort(key=lambda row: (row != chosen, ranking.cost[row]))
-    return tuple(_score(chooser, ranking, row) for row in rows)
+    others = [row for row in ranking.order(FEW, open_to, extra) if row != chosen]
+    return tuple(_score(chooser, ranking, row, extra) for row in (chosen, *others[: FEW - 1]))
 
 
-def _score(chooser: Chooser, ranking: Ranking, row: int) -> Score:
+def _score(chooser: Chooser, ranking: Ranking, row: int, extra: Floats | None) -> Score:
     fleet, at = chooser.fleet, np.array([row])
     parts = {
         name: weight * float(SCORERS[name](fleet, ranking.shape, at, chooser.outlook)[0])
         for name, weight in chooser.policy_on(row).weights.items()
     }
-    return Score(fleet.id(row), fleet.name(row), float(ranking.cost[row]), parts)
+    if extra is not None:
+        parts["affinity"] = float(extra[row])
+    return Score(fleet.id(row), fleet.name(row), sum(parts.values()), parts)
 
 
-def _refused(fleet: Fleet, ranking: Ranking) -> Rows:
-    rows = np.flatnonzero((ranking.reason != GONE) & fleet.enabled[: fleet.size] & fleet.reachable[: fleet.size])
-    return rows.astype(np.intp)
+class _Asked:
+    """Hosts that refused a request, asked what they lack. Each is seen as the request sees it."""
 
+    def __init__(self, chooser: Chooser, ranking: Ranking, closed: Mapping[str, Mask], needs: Needs) -> None:
+        self._chooser, self._fleet, self._shape, self._needs = chooser, chooser.fleet, ranking.shape, needs
+        # what is reserved is seen as taken, so that it closes nothing here
+        self._closed = {phrase: rows for phrase, rows in closed.items() if phrase != reserved.PHRASE}
+        self._there = ranking.reason != GONE
+        self.up = self._there & self._fleet.enabled[: self._fleet.size] & self._fleet.reachable[: self._fleet.size]
+        self._open = ranking.askable()
+        for rows in self._closed.values():
+            self._open = self._open & ~rows
 
-def _parts(fleet: Fleet, shape: Shape, rows: Rows) -> Floats:
-    """(R, 4) how much of the cores, memory, disk and devices asked for each row has free, 0 to 1."""
-    able = np.where(shape.accepted(fleet)[fleet.kind[rows]], fleet.gpus[rows], 0).sum(1) if shape.count else 0
-    have = [fleet.cpu[rows], fleet.memory[rows], fleet.disk[rows], np.zeros(len(rows)) + able]
-    want = [shape.cpu, shape.memory, shape.disk, shape.count * shape.share]
-    parts = [np.clip(h / w, 0, 1) if w else np.ones(len(rows)) for h, w in zip(have, want, strict=True)]
-    return np.column_stack(parts)
-
-
-def _nearest(fleet: Fleet, ranking: Ranking) -> int | None:
-    """The row that has most of what is asked for, of those that may be asked at all; else any."""
-    rows = _refused(fleet, ranking)
-    if not len(rows):
-        rows = np.flatnonzero(ranking.reason != GONE).astype(np.intp)
-    if not len(rows):
+    def nearest(self) -> int | None:
+        """The row that has most of what is asked for, of those that may be asked at all; else of those up; else any."""
+        for some in (self._open, self.up, self._there):
+            rows = np.flatnonzero(some).astype(np.intp)
+            if len(rows):
+                return int(rows[self._parts(rows).sum(1).argmax()])
         return None
-    return int(rows[_parts(fleet, ranking.shape, rows).sum(1).argmax()])
+
+    def lacks(self, row: int) -> str:
+        """What a row lacks, or what keeps the request from it: "2 cores short", "shares a host with web"."""
+        lacks = nearest_miss(self._provider(row), self._needs)
+        against = (of_one(phrase) for phrase, rows in self._closed.items() if rows[row])
+        return lacks or next(against, "")
+
+    def largest(self) -> Needs | None:
+        """The largest request of this form that some host would take."""
+        rows = np.flatnonzero(self._open).astype(np.intp)
+        if not len(rows):
+            return None
+        likely = rows[np.argsort(-self._parts(rows).min(1), kind="stable")[:LOOKED_AT]]
+        found = (largest_fit(self._provider(int(row)), self._needs) for row in likely)
+        return max((one for one in found if one is not None), key=_size, default=None)
+
+    def largest_told(self) -> str:
+        largest = self.largest()
+        return f"{described(largest)} would fit" if largest else ""
+
+    def _provider(self, row: int) -> Provider:
+        return self._chooser.promises.as_seen_by(self._fleet, row, self._needs)
+
+    def _parts(self, rows: Rows) -> Floats:
+        """(R, 4) how much of the cores, memory, disk and devices asked for each row has free, 0 to 1."""
+        fleet, shape = self._fleet, self._shape
+        able = np.where(shape.accepted(fleet)[fleet.kind[rows]], fleet.gpus[rows], 0).sum(1) if shape.count else 0
+        have = [fleet.cpu[rows], fleet.memory[rows], fleet.disk[rows], np.zeros(len(rows)) + able]
+        want = [shape.cpu, shape.memory, shape.disk, shape.count * shape.share]
+        parts = [np.clip(h / w, 0, 1) if w else np.ones(len(rows)) for h, w in zip(have, want, strict=True)]
+        return np.column_stack(parts)
 
 
-def _largest(chooser: Chooser, ranking: Ranking, needs: Needs) -> Needs | None:
-    """The largest request of this form that some host would take."""
-    rows = _refused(chooser.fleet, ranking)
-    if not len(rows):
-        return None
-    likely = rows[np.argsort(-_parts(chooser.fleet, ranking.shape, rows).min(1), kind="stable")[:LOOKED_AT]]
-    found = (largest_fit(chooser.fleet.provider(int(row)), needs) for row in likely)
-    return max((one for one in found if one is not None), key=lambda one: (one.cores, one.memory), default=None)
+def of_one(reason: str) -> str:
+    """A reason that follows a number of hosts, said of one."""
+    verb, _, rest = reason.partition(" ")
+    return f"{_SINGULAR.get(verb, verb)} {rest}"
+
+
+def _size(needs: Needs) -> tuple[float, int, int]:
+    return needs.cores, needs.memory, sum(request.count for request in needs.devices)

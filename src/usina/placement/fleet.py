@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from usina.core.capacity import LEVELS, Claim, Device, DeviceKind, Holding, HostState, Inventory, Part, Provider
-from usina.placement.partition import geometry_of, tables
+from usina.placement.partition import Cuts, cuts_of, geometry_of
 from usina.placement.within import held_with, held_without
 
 WHOLE = 1000  # thousandths of a device
@@ -43,6 +43,7 @@ class _Layout:
     classes: NDArray[np.int16]  # class of each GPU
     base: NDArray[np.int16]  # thousandths that an untouched GPU offers plainly: all, or none where it is partitioned
     plain: bool  # no links and no nodes to choose GPUs by
+    cuts: dict[int, Cuts]  # column -> the layouts that a GPU set up to be cut can have
 
 
 class Fleet:
@@ -93,7 +94,7 @@ class Fleet:
         longer("count", np.int16)  # GPUs
         longer("gpus", np.int16, columns=True)  # thousandths free for whole devices and shares; 0 where not for these
         longer("kind", np.int16, -1, columns=True)  # class of device
-        longer("slices", np.int16, -1, columns=True)  # occupied slices of a device that is cut up; -1 where none is
+        longer("slices", np.int16, -1, columns=True)  # how a device is cut, see `Cuts`; -1 where no part can be had
         for level in LEVELS:
             longer(f"at_{level}", np.int32, -1)
         for name, column in self._traits.items():
@@ -159,6 +160,10 @@ class Fleet:
 
     def name(self, row: int) -> str:
         return self._providers[row].name
+
+    @property
+    def has_maintenance(self) -> bool:
+        return bool(self._maintained)
 
     def maintained(self) -> Iterable[tuple[int, Provider]]:
         """Rows with maintenance announced."""
@@ -230,10 +235,11 @@ class Fleet:
 
     def _forget(self, resource: str) -> Holding:
         holding, row = self.holdings.pop(resource), self._known_on.pop(resource, None)
-        for name in {resource, *holding.groups} if row is not None else ():
-            self.members[name] -= Counter({row: 1})
-            if not self.members[name]:
-                del self.members[name]
+        if row is not None:
+            for name in {resource, *holding.groups}:
+                self.members[name] -= Counter({row: 1})
+                if not self.members[name]:
+                    del self.members[name]
         return holding
 
     def _change(self, claim: Claim, sign: int) -> None:
@@ -248,22 +254,35 @@ class Fleet:
         self._note(row)
 
     def _change_devices(self, row: int, names: Sequence[str], sign: int) -> bool:
-        """The columns of plain GPUs, changed in place; False where the row must be loaded anew, and nothing changed."""
+        """The columns of GPUs, changed in place; False where the row must be loaded anew, and nothing changed."""
         if not names:
             return True
         layout = self._layout[row]
         if self._providers[row].cordoned_devices:
             return False
-        found: list[tuple[int, int]] = []
+        found: list[tuple[int, Part]] = []
         for name in names:
             part = Part.parse(name)
             slot = layout.slots.get(part.address)
-            if slot is None or part.profile or part.mdev_type or not layout.base[slot]:
+            if slot is None or part.mdev_type or bool(part.profile) == bool(layout.base[slot]):
                 return False
-            found.append((slot, part.share or WHOLE))
-        for slot, amount in found:
-            self.gpus[row, slot] -= sign * amount
+            found.append((slot, part))
+        if len(found) == 1 and found[0][1].profile:
+            return self._cut(row, layout, *found[0], sign)
+        if any(part.profile for _, part in found):
+            return False
+        for slot, part in found:
+            self.gpus[row, slot] -= sign * (part.share or WHOLE)
         return True
+
+    def _cut(self, row: int, layout: _Layout, slot: int, part: Part, sign: int) -> bool:
+        """The column of one partition that comes or goes; False where it has no place in what is known."""
+        if slot not in layout.cuts:
+            return False
+        number = layout.cuts[slot].changed(int(self.slices[row, slot]), part, sign)
+        if number >= 0:
+            self.slices[row, slot] = number
+        return number >= 0
 
     # --- what changed
 
@@ -335,25 +354,24 @@ class Fleet:
         self.gpus[row] = 0
         self.gpus[row, :count] = layout.base
         self.slices[row] = -1
-        for slot, device in enumerate(layout.gpus):
-            if device.mode:
-                self.slices[row, slot] = 0
+        parts: dict[int, list[Part]] = {slot: [] for slot in layout.cuts}
         for name, times in provider.taken_devices.items():
-            self._occupy(row, layout, Part.parse(name), times)
+            self._occupy(row, layout, Part.parse(name), times, parts)
+        for slot, taken in parts.items():
+            self.slices[row, slot] = layout.cuts[slot].number(taken)
         for address in provider.cordoned_devices:
             if address in layout.slots:
                 self.gpus[row, layout.slots[address]] = 0
                 self.slices[row, layout.slots[address]] = -1
         self._note(row)
 
-    def _occupy(self, row: int, layout: _Layout, part: Part, times: int) -> None:
+    def _occupy(self, row: int, layout: _Layout, part: Part, times: int, parts: dict[int, list[Part]]) -> None:
         slot = layout.slots.get(part.address)
         if slot is None:
             return
-        if part.profile:
-            self.slices[row, slot] |= _window(layout.gpus[slot].model, part)
-            self.gpus[row, slot] = 0
-        elif part.share:
+        if slot in parts:
+            parts[slot] += [part] * times
+        if part.share:
             self.gpus[row, slot] = max(0, self.gpus[row, slot] - times * part.share)
         else:
             self.gpus[row, slot] = 0
@@ -370,6 +388,7 @@ class Fleet:
             np.array([self._classify(device) for device in gpus], np.int16),
             np.array([0 if device.mode else WHOLE for device in gpus], np.int16),
             len({device.link for device in gpus}) < 2 and len({device.node for device in gpus}) < 2,
+            {slot: cuts_of(found) for slot, d in enumerate(gpus) if d.mode and (found := geometry_of(d.model))},
         )
         self._layouts[id(inventory)] = layout
         return layout
@@ -380,13 +399,3 @@ class Fleet:
         if number == len(self.classes):
             self.classes.append(device)
         return number
-
-
-def _window(model: str, part: Part) -> int:
-    """The slices a partition occupies, as bits; all of them where the model or the profile is not known."""
-    geometry = geometry_of(model)
-    if geometry is None:
-        return 0xFF
-    known = tables(geometry)
-    width = int(known.width[known.row(part.profile)]) if part.profile in known.profiles else 8
-    return ((1 << width) - 1) << part.start & 0xFF

@@ -50,24 +50,21 @@ class Promises:
     def callbacks(self, fleet: Fleet, reservation: Reservation, now: Instant) -> tuple[Holding, ...]:
         """Who must give way for `reservation` to have all it was promised, once its window has begun; else nobody.
 
-        Only preemptible holdings do, and no more of them than it takes. Of several reservations that have begun, the
-        earlier has its claims before the later asks. What cannot be freed, for others hold it by right, is passed over.
+        Only preemptible holdings do, and no more of them than all reservations that have begun need together. What
+        cannot be freed, for others hold it by right, is passed over.
         """
         if not reservation.window.begins <= now < reservation.window.ends:
             return ()
-        begun = {
-            one.id: one for one in self.reservations.values() if one.window.begins <= now < one.window.ends
-        } | {reservation.id: reservation}
-        order = sorted(begun.values(), key=lambda one: (one.window.begins, one.id))
-        order = order[: order.index(reservation) + 1]
+        begun = {one.id: one for one in self.reservations.values() if one.window.begins <= now < one.window.ends}
+        order = sorted((begun | {reservation.id: reservation}).values(), key=lambda one: (one.window.begins, one.id))
         hosts = sorted({claim.provider for claim in reservation.claims} & fleet.rows.keys())
-        return tuple(holding for host in hosts for holding in _called_back(fleet, order, host))
+        return tuple(h for host in hosts for h in _called_back(fleet, order, host)[order.index(reservation)])
 
 
 def unused(fleet: Fleet, reservation: Reservation, host: str) -> list[Claim]:
     """The claims of a reservation on a host, less those that holdings in its name use there."""
     left = [claim for claim in reservation.claims if claim.provider == host]
-    if not fleet.members.get(reservation.id, {}).get(fleet.rows[host]):
+    if reservation.id not in fleet.members:
         return left
     users = [h.claim for h in fleet.holdings.values() if h.claim.provider == host and reservation.id in h.groups]
     for alike in _ALIKE:
@@ -100,19 +97,22 @@ _ALIKE: tuple[Callable[[Claim, Claim], bool], ...] = (
 """Which claim of a reservation a holding uses: the first that is alike, the closest likeness first."""
 
 
-def _called_back(fleet: Fleet, order: Sequence[Reservation], host: str) -> list[Holding]:
-    """Who gives way on one host for the last of `order`, after all before it had theirs."""
+def _called_back(fleet: Fleet, order: Sequence[Reservation], host: str) -> list[list[Holding]]:
+    """Who gives way on one host for each of `order`: found for all together, then told apart one by one."""
     provider = fleet.provider(fleet.rows[host])
     names = {one.id for one in order}
     lent = [
         h for h in fleet.holdings.values() if h.claim.provider == host and h.preemptible and names.isdisjoint(h.groups)
     ]
     lent.sort(key=lambda h: (h.priority, h.resource))
-    gone: list[Holding] = []
-    for reservation in order:
-        provider, gone = _cleared(provider, lent, unused(fleet, reservation, host))
-        lent = [h for h in lent if h not in gone]
-    return gone
+    due = [unused(fleet, reservation, host) for reservation in order]
+    _, left = _cleared(provider, lent, [claim for claims in due for claim in claims])
+    called: list[list[Holding]] = []
+    for claims in due:
+        provider, gone = _cleared(provider, left, claims)
+        left = [holding for holding in left if holding not in gone]
+        called.append(gone)
+    return called
 
 
 def _cleared(provider: Provider, lent: Sequence[Holding], claims: Sequence[Claim]) -> tuple[Provider, list[Holding]]:

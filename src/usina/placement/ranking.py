@@ -72,7 +72,8 @@ class Ranking:
 
     def askable(self) -> Mask:
         """Rows against which the operator and the inventory say nothing, however full they are."""
-        return self._barred == FITS
+        open_to: Mask = self._barred == FITS
+        return open_to
 
     def rule_out(self, row: int, reason: str) -> None:
         """What the exact search found against a row; true until the row changes."""

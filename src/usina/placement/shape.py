@@ -24,7 +24,7 @@ def form_of(needs: Needs) -> Needs:
 
 @dataclass(eq=False)
 class Shape:
-    """The numbers of a request. `plain`: totals and free GPUs say all, no exact search is needed."""
+    """The numbers of a request. `plain`: totals and the columns of GPUs say all, no exact search is needed."""
 
     needs: Needs
     cpu: int = field(init=False)  # thousandths of a core
@@ -34,6 +34,7 @@ class Shape:
     share: int = field(init=False)  # thousandths of each
     gpu: DeviceRequest | None = field(init=False)  # the one request for plain GPUs
     others: tuple[DeviceRequest, ...] = field(init=False)  # every other device request
+    part: DeviceRequest | None = field(init=False)  # the one partition, where nothing else is asked for
     plain: bool = field(init=False)
     _accepted: Mask = field(init=False, default_factory=lambda: np.zeros(0, np.bool_))
 
@@ -47,7 +48,10 @@ class Shape:
         self.share = (self.gpu.share or WHOLE) if self.gpu else 0
         bound = needs.pinned or needs.whole_cores or needs.hugepage or needs.numa_nodes or needs.numa is not Numa.NONE
         several_shares = self.share < WHOLE and self.count > 1
-        self.plain = not bound and not self.others and not several_shares and not (self.gpu and self.gpu.linked)
+        one = len(needs.devices) == 1 and not self.gpu and _is_partition(needs.devices[0])
+        self.part = needs.devices[0] if one and not bound else None
+        alone = not self.others or self.part is not None
+        self.plain = not bound and alone and not several_shares and not (self.gpu and self.gpu.linked)
 
     def accepted(self, fleet: Fleet) -> Mask:
         """By class of device, whether it is one asked for; one more at the end, False, for "no device" (-1)."""
@@ -55,3 +59,7 @@ class Shape:
             asked = self.gpu
             self._accepted = np.array([*(matches(d, asked) for d in fleet.classes), False], np.bool_)
         return self._accepted
+
+
+def _is_partition(request: DeviceRequest) -> bool:
+    return request.kind is DeviceKind.GPU and bool(request.profile) and not request.mdev_type and request.count == 1

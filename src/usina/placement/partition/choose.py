@@ -36,7 +36,7 @@ def capacity_left(model: str, taken: Sequence[Part], profile: str) -> int:
     """How many more of `profile` fit beside `taken`, packed as well as possible."""
     geometry = geometry_of(model)
     name = geometry.resolve(profile) if geometry else None
-    return _room(geometry, occupancy_of(geometry, taken), name) if geometry and name else 0
+    return room(geometry, occupancy_of(geometry, taken), name) if geometry and name else 0
 
 
 def fragmentation(geometry: Geometry, taken: Sequence[Part], mix: Mapping[str, float] | None = None) -> float:
@@ -63,11 +63,12 @@ def _known(geometry: Geometry, profile: str) -> str:
 
 
 @lru_cache(maxsize=65536)
-def _room(geometry: Geometry, occupancy: Occupancy, name: str) -> int:
+def room(geometry: Geometry, occupancy: Occupancy, name: str) -> int:
+    """How many of a profile, by its canonical name, still fit, packed as well as possible."""
     profile = geometry.named[name]
     return max(
         (
-            1 + _room(geometry, occupancy.plus(geometry, profile, start), name)
+            1 + room(geometry, occupancy.plus(geometry, profile, start), name)
             for start in occupancy.starts(geometry, profile)
         ),
         default=0,

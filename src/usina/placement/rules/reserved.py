@@ -11,7 +11,6 @@ from usina.placement.fleet import Fleet, Mask
 from usina.placement.promises import Promises
 from usina.placement.within import place_within
 
-
 PHRASE = "are reserved for others"
 
 

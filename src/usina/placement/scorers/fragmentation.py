@@ -13,6 +13,8 @@ LEFTOVER = 0.05  # GPUs that a gap of one whole device counts, so that of equal 
 
 
 def cost(fleet: Fleet, shape: Shape, rows: Rows, outlook: Outlook) -> Floats:
+    if not fleet.classes:
+        return np.zeros(len(rows))
     cpu, memory, free = fleet.cpu[rows], fleet.memory[rows], fleet.gpus[rows]
     usable, whole = outlook.usable(free), (free == WHOLE).sum(1)
     usable_after, whole_after = usable, whole
