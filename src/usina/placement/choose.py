@@ -95,7 +95,7 @@ class Chooser:
             return place_within(self.promises.as_seen_by(self.fleet, row, needs), needs)
         devices: tuple[str, ...] = ()
         if shape.part is not None:
-            part = slots.part(self.fleet, shape.part, row, self.outlook)
+            part = slots.part(self.fleet, shape, shape.part, row, self.outlook)
             if part is None:
                 return f"lack a free {wanted(shape.part)}"
             devices = (str(part),)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from usina.core.capacity import DeviceKind, DeviceRequest, Needs, Numa
 from usina.placement.fleet import MILLI, WHOLE, Fleet, Mask
+from usina.placement.partition import Geometry, geometry_of
 from usina.placement.within.devices import matches
+from usina.placement.within.partitions import canonical
 
 ALWAYS = float("inf")
 
@@ -20,6 +23,14 @@ def form_of(needs: Needs) -> Needs:
     return replace(
         needs, affinities=(), groups=frozenset(), priority=0, preemptible=False, begins=0.0, ends=ALWAYS, tenant=""
     )
+
+
+class Cut(NamedTuple):
+    """Where a partition can come from."""
+
+    number: int  # of the class of device
+    geometry: Geometry
+    name: str  # canonical, of the profile there
 
 
 @dataclass(eq=False)
@@ -36,6 +47,8 @@ class Shape:
     others: tuple[DeviceRequest, ...] = field(init=False)  # every other device request
     part: DeviceRequest | None = field(init=False)  # the one partition, where nothing else is asked for
     plain: bool = field(init=False)
+    _cuts: dict[DeviceRequest, list[Cut]] = field(init=False, default_factory=dict)
+    _cut_of: int = field(init=False, default=-1)  # classes that it was made for
     _accepted: Mask = field(init=False, default_factory=lambda: np.zeros(0, np.bool_))
 
     def __post_init__(self) -> None:
@@ -59,6 +72,22 @@ class Shape:
             asked = self.gpu
             self._accepted = np.array([*(matches(d, asked) for d in fleet.classes), False], np.bool_)
         return self._accepted
+
+    def cut_from(self, fleet: Fleet, request: DeviceRequest) -> list[Cut]:
+        """The classes of devices that a partition can be cut from."""
+        if self._cut_of != len(fleet.classes):
+            self._cut_of = len(fleet.classes)
+            self._cuts.clear()
+        found = self._cuts.get(request)
+        if found is None:
+            found = self._cuts[request] = [
+                Cut(number, geometry, name)
+                for number, device in enumerate(fleet.classes)
+                if matches(device, request)
+                and (geometry := geometry_of(device.model))
+                and (name := canonical(device, request.profile or ""))
+            ]
+        return found
 
 
 def _is_partition(request: DeviceRequest) -> bool:

@@ -7,10 +7,8 @@ import numpy as np
 from usina.core.capacity import DeviceRequest, Part
 from usina.placement.fleet import WHOLE, Fleet, Floats, Rows
 from usina.placement.mix import Outlook
-from usina.placement.partition import UNKNOWN, geometry_of
+from usina.placement.partition import UNKNOWN
 from usina.placement.shape import Shape
-from usina.placement.within.devices import matches
-from usina.placement.within.partitions import canonical
 
 LOSS = 10.0  # a device lost weighs so much more than a gap of a whole device
 
@@ -40,24 +38,22 @@ def free_whole(fleet: Fleet, shape: Shape, row: int) -> list[int]:
     return np.flatnonzero(able)[: shape.count].tolist()  # type: ignore[no-any-return]
 
 
-def part_costs(fleet: Fleet, request: DeviceRequest, rows: Rows, outlook: Outlook) -> Floats:
+def part_costs(fleet: Fleet, shape: Shape, request: DeviceRequest, rows: Rows, outlook: Outlook) -> Floats:
     """(R, G) what one partition costs on each device, in devices of worth lost; inf where none can be had."""
-    kind, cut = fleet.kind[rows], fleet.slices[rows]
-    costs: Floats = np.full(cut.shape, np.inf)
-    for number, device in enumerate(fleet.classes):
-        name, geometry = canonical(device, request.profile or ""), geometry_of(device.model)
-        if name is not None and geometry is not None and matches(device, request):
-            mine = np.where(kind == number, cut, UNKNOWN)  # its cost is infinite
-            costs = np.minimum(costs, outlook.parts(geometry).cost[name][mine])
+    kind, number = fleet.kind[rows], fleet.slices[rows]
+    costs: Floats = np.full(number.shape, np.inf)
+    for cut in shape.cut_from(fleet, request):
+        mine = np.where(kind == cut.number, number, UNKNOWN)  # its cost is infinite
+        costs = np.minimum(costs, outlook.parts(cut.geometry).cost[cut.name][mine])
     return costs
 
 
-def part(fleet: Fleet, request: DeviceRequest, row: int, outlook: Outlook) -> Part | None:
-    """The partition that costs least on one host."""
-    costs = part_costs(fleet, request, np.array([row]), outlook)[0]
+def part(fleet: Fleet, shape: Shape, request: DeviceRequest, row: int, outlook: Outlook) -> Part | None:
+    """The partition that costs least on one host; None where none can be had."""
+    costs = part_costs(fleet, shape, request, np.array([row]), outlook)[0]
     slot = int(costs.argmin())
-    device = fleet.gpus_of(row)[slot] if np.isfinite(costs[slot]) else None
-    name, geometry = (canonical(device, request.profile or ""), geometry_of(device.model)) if device else (None, None)
-    if device is None or name is None or geometry is None:
+    if not np.isfinite(costs[slot]):
         return None
-    return Part(device.address, profile=name, start=int(outlook.parts(geometry).start[name][fleet.slices[row, slot]]))
+    cut = next(one for one in shape.cut_from(fleet, request) if one.number == fleet.kind[row, slot])
+    start = int(outlook.parts(cut.geometry).start[cut.name][fleet.slices[row, slot]])
+    return Part(fleet.gpus_of(row)[slot].address, profile=cut.name, start=start)

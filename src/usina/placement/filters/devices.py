@@ -8,10 +8,9 @@ import numpy as np
 
 from usina.core.capacity import DeviceRequest
 from usina.placement.fleet import WHOLE, Fleet, Mask, Rows
-from usina.placement.partition import UNKNOWN, cuts_of, geometry_of
+from usina.placement.partition import UNKNOWN, cuts_of
 from usina.placement.shape import Shape
-from usina.placement.within.devices import matches, wanted
-from usina.placement.within.partitions import canonical
+from usina.placement.within.devices import wanted
 
 
 def rule_out(fleet: Fleet, shape: Shape, rows: Rows) -> Iterator[tuple[str, Mask]]:
@@ -20,16 +19,14 @@ def rule_out(fleet: Fleet, shape: Shape, rows: Rows) -> Iterator[tuple[str, Mask
         slots = (free == WHOLE) if shape.share == WHOLE else free // shape.share
         yield _lacking(shape.gpu), np.less(slots.sum(1), shape.count)
     if shape.part is not None:
-        yield _lacking(shape.part), ~_cuttable(fleet, shape.part, rows)
+        yield _lacking(shape.part), ~_cuttable(fleet, shape, shape.part, rows)
 
 
-def _cuttable(fleet: Fleet, request: DeviceRequest, rows: Rows) -> Mask:
-    kind, cut = fleet.kind[rows], fleet.slices[rows]
+def _cuttable(fleet: Fleet, shape: Shape, request: DeviceRequest, rows: Rows) -> Mask:
+    kind, number = fleet.kind[rows], fleet.slices[rows]
     found: Mask = np.zeros(len(rows), np.bool_)
-    for number, device in enumerate(fleet.classes):
-        name, geometry = canonical(device, request.profile or ""), geometry_of(device.model)
-        if name is not None and geometry is not None and matches(device, request):
-            found |= cuts_of(geometry).fits[name][np.where(kind == number, cut, UNKNOWN)].any(1)
+    for cut in shape.cut_from(fleet, request):
+        found |= cuts_of(cut.geometry).fits[cut.name][np.where(kind == cut.number, number, UNKNOWN)].any(1)
     return found
 
 

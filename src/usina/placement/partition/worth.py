@@ -41,11 +41,16 @@ class Worth:
     start: Mapping[str, NDArray[np.int16]]  # ... and where; -1 where none fits
 
 
-@lru_cache(maxsize=64)
 def worth_of(geometry: Geometry, mix: Mix = ()) -> Worth:
-    """The worth of every layout to `mix`, computed once; () when nothing is known of it."""
+    """The worth of every layout to `mix`; () when nothing is known of it. Mixes that hardly differ are computed once."""
+    weights = _weights(geometry, mix)
+    return _worth(geometry, tuple((name, round(weights[name], 2)) for name in sorted(weights)))
+
+
+@lru_cache(maxsize=64)
+def _worth(geometry: Geometry, weights: Mix) -> Worth:
     cuts = cuts_of(geometry)
-    value = _values(cuts, _weights(geometry, mix))
+    value = _values(cuts, dict(weights))
     found = {profile.name: _least(cuts, value, profile.name) for profile in geometry.profiles}
     return Worth(
         cuts,

@@ -16,6 +16,8 @@ def cost(fleet: Fleet, shape: Shape, rows: Rows, outlook: Outlook) -> Floats:
     if not fleet.classes:
         return np.zeros(len(rows))
     cpu, memory, free = fleet.cpu[rows], fleet.memory[rows], fleet.gpus[rows]
+    if not shape.count and not free.any():
+        return np.zeros(len(rows))  # nothing there that could be lost
     usable, whole = outlook.usable(free), (free == WHOLE).sum(1)
     usable_after, whole_after = usable, whole
     leftover: Floats | float = 0.0

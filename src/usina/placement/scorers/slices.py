@@ -16,5 +16,5 @@ def cost(fleet: Fleet, shape: Shape, rows: Rows, outlook: Outlook) -> Floats:
     total: Floats = np.zeros(len(rows))
     for request in shape.others:
         if request.profile:
-            total += np.minimum(part_costs(fleet, request, rows, outlook).min(1), UNTOLD)
+            total += np.minimum(part_costs(fleet, shape, request, rows, outlook).min(1), UNTOLD)
     return total
