@@ -54,7 +54,8 @@ MARKS = (80, 90, 100, 130)
 SLACK = 0.1  # points below the best published result that are allowed
 SIZES = (1_000, 3_000, 10_000, 30_000, 100_000)
 
-out = Console(highlight=False)
+out = Console(highlight=False, width=130)
+err = Console(stderr=True)
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,10 @@ def _one_run(data: Path, name: str, policy: str, seed: int) -> tuple[list[float]
 
 def _runs(data: Path, name: str, policy: str, seeds: int) -> tuple[list[list[float]], float]:
     """One process after the other: side by side they would slow each other and spoil the speed."""
-    found = [_one_run(data, name, policy, seed) for seed in track(range(seeds), f"{name} {policy}", transient=True)]
+    found = [
+        _one_run(data, name, policy, seed)
+        for seed in track(range(seeds), f"{name} {policy}", transient=True, console=err)
+    ]
     return [allocation for allocation, _ in found], statistics.median(speed for _, speed in found)
 
 

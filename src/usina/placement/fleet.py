@@ -13,19 +13,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from usina.core.capacity import LEVELS, Claim, Device, DeviceKind, Holding, HostState, Inventory, Part, Provider
-from usina.placement.partition import Cuts, cuts_of, geometry_of
+from usina.core.capacity import LEVELS, Claim, Device, Holding, HostState, Inventory, Part, Provider
+from usina.placement.layout import WHOLE, Layout, Layouts
 from usina.placement.within import held_with, held_without
 
-WHOLE = 1000  # thousandths of a device
 MILLI = 1000  # thousandths of a core
 LOG = 1_000_000  # changes remembered at most
+
+__all__ = ["MILLI", "WHOLE", "Fleet", "Floats", "Ints", "Mask", "Rows"]
 
 Rows = NDArray[np.intp]
 Mask = NDArray[np.bool_]
@@ -33,40 +33,25 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """What never changes between two inventories of a host: where each device has its column."""
-
-    inventory: Inventory
-    slots: dict[str, int]  # address of a GPU -> column
-    gpus: tuple[Device, ...]
-    classes: NDArray[np.int16]  # class of each GPU
-    base: NDArray[np.int16]  # thousandths that an untouched GPU offers plainly: all, or none where it is partitioned
-    plain: bool  # no links and no nodes to choose GPUs by
-    cuts: dict[int, Cuts]  # column -> the layouts that a GPU set up to be cut can have
-
-
 class Fleet:
     """Hosts by row. Rows are never reused; a host that is dropped leaves a row that is not `present`."""
 
     def __init__(self, providers: Iterable[Provider] = ()) -> None:
         self.rows: dict[str, int] = {}
-        self.classes: list[Device] = []  # one example of every class of device; classes differ in what requests ask
         self.holdings: dict[str, Holding] = {}
         self.members: dict[str, Counter[int]] = {}  # resource or group -> rows, how often
         self._known_on: dict[str, int] = {}  # resource -> row that `members` counts it on
         self.size = 0  # rows in use
         self.width = 1  # columns of devices
         self.settled = 0  # how often a host came, went, or was replaced: what claims do not change
-        self._class_of: dict[tuple[object, ...], int] = {}
-        self._layouts: dict[int, _Layout] = {}
+        self._layouts = Layouts()
         self._domain_of: dict[str, dict[str, int]] = {level: {} for level in LEVELS}
         self._traits: dict[str, Mask] = {}
         self._log: list[int] = []
         self._dropped = 0  # entries that the log began with
         self._providers: list[Provider] = []
         self._pending: dict[int, list[tuple[Claim, int]]] = {}
-        self._layout: list[_Layout] = []
+        self._layout: list[Layout] = []
         self._maintained: set[int] = set()
         self.tenants: dict[frozenset[str], int] = {frozenset(): 0}  # set that rows are dedicated to -> its number
         self.groups: dict[str, int] = {"": 0}  # provider group -> its number
@@ -136,6 +121,11 @@ class Fleet:
         return column
 
     @property
+    def classes(self) -> list[Device]:
+        """One device of every class that the fleet has seen; a class only ever comes."""
+        return self._layouts.classes
+
+    @property
     def hosts(self) -> int:
         return len(self.rows)
 
@@ -179,7 +169,7 @@ class Fleet:
             self.size += 1
             self.rows[provider.id] = row
             self._providers.append(provider)
-            self._layout.append(self._layout_of(provider.inventory))
+            self._layout.append(self._layouts.of(provider.inventory))
         self._pending.pop(row, None)
         self._providers[row] = provider
         self.settled += 1
@@ -275,7 +265,7 @@ class Fleet:
             self.gpus[row, slot] -= sign * (part.share or WHOLE)
         return True
 
-    def _cut(self, row: int, layout: _Layout, slot: int, part: Part, sign: int) -> bool:
+    def _cut(self, row: int, layout: Layout, slot: int, part: Part, sign: int) -> bool:
         """The column of one partition that comes or goes; False where it has no place in what is known."""
         if slot not in layout.cuts:
             return False
@@ -312,7 +302,8 @@ class Fleet:
         """What the operator says, and what claims do not change."""
         inventory, terms = provider.inventory, provider.terms
         if self._layout[row].inventory is not inventory:
-            self._layout[row] = self._layout_of(inventory)
+            self._layout[row] = self._layouts.of(inventory)
+            self._layouts.keep(self._layout, self.size)
         layout = self._layout[row]
         self.present[row] = True
         self.enabled[row] = provider.state is HostState.ENABLED
@@ -365,7 +356,7 @@ class Fleet:
                 self.slices[row, layout.slots[address]] = -1
         self._note(row)
 
-    def _occupy(self, row: int, layout: _Layout, part: Part, times: int, parts: dict[int, list[Part]]) -> None:
+    def _occupy(self, row: int, layout: Layout, part: Part, times: int, parts: dict[int, list[Part]]) -> None:
         slot = layout.slots.get(part.address)
         if slot is None:
             return
@@ -375,27 +366,3 @@ class Fleet:
             self.gpus[row, slot] = max(0, self.gpus[row, slot] - times * part.share)
         else:
             self.gpus[row, slot] = 0
-
-    def _layout_of(self, inventory: Inventory) -> _Layout:
-        known = self._layouts.get(id(inventory))
-        if known is not None and known.inventory is inventory:
-            return known
-        gpus = tuple(device for device in inventory.devices if device.kind is DeviceKind.GPU)
-        layout = _Layout(
-            inventory,
-            {device.address: slot for slot, device in enumerate(gpus)},
-            gpus,
-            np.array([self._classify(device) for device in gpus], np.int16),
-            np.array([0 if device.mode else WHOLE for device in gpus], np.int16),
-            len({device.link for device in gpus}) < 2 and len({device.node for device in gpus}) < 2,
-            {slot: cuts_of(found) for slot, d in enumerate(gpus) if d.mode and (found := geometry_of(d.model))},
-        )
-        self._layouts[id(inventory)] = layout
-        return layout
-
-    def _classify(self, device: Device) -> int:
-        key = (device.model, device.vendor, device.memory, device.mode, device.traits, tuple(device.mdev_types.items()))
-        number = self._class_of.setdefault(key, len(self.classes))
-        if number == len(self.classes):
-            self.classes.append(device)
-        return number
