@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest import mock
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ from usina.core.capacity import (
     Provider,
 )
 from usina.core.units import GiB, MiB
-from usina.placement import Chooser, Fleet, Refusal, held_with, place, policy_of
+from usina.placement import Chooser, Fleet, Refusal, held_with, place, policy_of, ranking
 from usina.testing.replay import violations
 
 DEVICES = tuple(
@@ -130,6 +131,25 @@ def test_a_remembered_ranking_says_what_a_new_one_says(orders: list[Needs], move
         elif 10 <= move < 15:
             row = fleet.rows[f"h{move - 10}"]
             fleet.put(replace(fleet.provider(row), state=HostState.CORDONED))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(needs_, min_size=1, max_size=10))
+def test_hosts_priced_by_and_by_are_all_found(orders: list[Needs]) -> None:
+    """With more hosts than are priced at once, what fits somewhere is placed, and the refusals are the same."""
+    with mock.patch.object(ranking, "MANY", 2):
+        few, fleet = [], Fleet(host(f"h{n}") for n in range(7))
+        chooser = Chooser(fleet)
+        for needs in orders * 3:
+            found, fresh = chooser.choose(needs), place([fleet.provider(row) for row in range(7)], needs)
+            assert isinstance(found, Claim) == isinstance(fresh, Claim)
+            if isinstance(found, Claim):
+                fleet.take(found)
+                few.append(found)
+            else:
+                assert found == fresh
+        for row in range(7):
+            assert violations(host(f"h{row}"), [c for c in few if c.provider == f"h{row}"]) == []
 
 
 def test_a_host_that_leaves_is_counted_no_more() -> None:

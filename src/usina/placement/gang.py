@@ -72,7 +72,7 @@ def copies(fleet: Fleet, ranking: Ranking) -> Ints:
     """How many replicas each row would take by totals, never fewer than it would; 0 where it takes none."""
     shape: Shape = ranking.shape
     needs = shape.needs
-    rows = np.flatnonzero(np.isfinite(ranking.cost))
+    rows = np.flatnonzero(ranking.reason == FITS)
     room = np.zeros(fleet.size, np.int64)
     most = np.full(len(rows), MOST, np.int64)
     if is_pinned(needs):

@@ -18,12 +18,20 @@ _SLOTS: Mapping[str, SlotPick] = {"fragmentation": slots.by_worth, "fgd": fgd.sl
 """Scorers with an opinion on which device of a host gives a share; else the tightest does."""
 
 
+SLOW = frozenset({"fragmentation", "fgd"})
+
+
 @dataclass(frozen=True)
 class Policy:
     """Scorers with weights; the cost of a host is the weighted sum."""
 
     name: str
     weights: Mapping[str, float]
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it values hosts, which takes a hundred times as long as counting what is free."""
+        return not SLOW.isdisjoint(self.weights)
 
     def cost(self, fleet: Fleet, shape: Shape, rows: Rows, outlook: Outlook) -> Floats:
         """(R) the cost of each row; less is better."""

@@ -19,6 +19,7 @@ from usina.placement.mix import Outlook
 from usina.placement.policy import Policy
 from usina.placement.shape import Shape
 
+MANY = 2048  # hosts priced at once under a slow policy: the fullest at first, the rest by and by
 FITS = 0
 GONE = -1
 
@@ -33,6 +34,7 @@ class Ranking:
         self._mark = -1
         self._settled = -1
         self._barred = np.zeros(0, np.int16)  # the reasons that claims do not change
+        self._later = np.zeros(0, np.intp)  # rows that fit, and are priced when there is time
         self.reason = np.zeros(0, np.int16)
         self.cost = np.zeros(0, np.float64)
 
@@ -44,21 +46,37 @@ class Ranking:
             self.cost = np.full(fleet.size, np.inf)
             self._barred = np.full(fleet.size, GONE, np.int16)
             self._settled = -1
+            self._later = np.zeros(0, np.intp)
             self._look(np.arange(fleet.size))
-        elif self._mark != fleet.now:
-            self._look(fleet.changed_since(self._mark))
+        else:
+            if self._mark != fleet.now:
+                self._look(fleet.changed_since(self._mark))
+            if len(self._later):
+                self._price_later(MANY)
         self._mark = fleet.now
+
+    def settle(self) -> None:
+        """Price what was left for later."""
+        while len(self._later):
+            self._price_later(MANY)
 
     def best(self, open_to: Mask | None = None, extra: Floats | None = None) -> int | None:
         """The row that costs least, with `extra` added, of those in `open_to`; None if none fits."""
         if not len(self.cost):
             return None
+        if len(self._later) and not (open_to is None and extra is None):
+            self.settle()
         cost = self._costs(open_to, extra)
         row = int(cost.argmin())
+        if not np.isfinite(cost[row]) and len(self._later):
+            self.settle()
+            row = int(self.cost.argmin())
+            cost = self.cost
         return row if np.isfinite(cost[row]) else None
 
     def order(self, count: int, open_to: Mask | None = None, extra: Floats | None = None) -> list[int]:
         """The `count` best rows, best first, as `best` sees them."""
+        self.settle()
         count = min(count, len(self.cost))
         if not count:
             return []
@@ -120,7 +138,16 @@ class Ranking:
                 rows = rows[left]
         return rows
 
+    def _price_later(self, count: int) -> None:
+        """Price the next `count` of the rows left over, but for those looked at meanwhile."""
+        rows, self._later = self._later[:count], self._later[count:]
+        self._price(rows[(self.reason[rows] == FITS) & np.isinf(self.cost[rows])])
+
     def _price(self, rows: Rows) -> None:
+        if len(rows) > MANY and self._fleet.classes and any(policy.is_slow for policy in self._policies.values()):
+            free = self._fleet.gpus[rows].sum(1)
+            order = np.argsort(free, kind="stable")
+            rows, self._later = rows[order[:MANY]], np.concatenate([rows[order[MANY:]], self._later])
         groups = self._fleet.group[rows]
         for number in np.unique(groups).tolist() if len(self._policies) > 1 else [0]:
             mine = rows[groups == number] if len(self._policies) > 1 else rows
