@@ -58,7 +58,9 @@ def alike(hosts: Sequence[Provider], requests: Sequence[Needs]) -> float:
     """Per cent allocated when the same part of every form is placed, as large as it may be."""
     forms = Counter(requests)
     programme, limits = _placements(hosts, forms)
-    part = programme.column(0.0, {("form", n): -float(count) for n, count in enumerate(forms.values())})
+    # A form that no host could ever take is served by nobody, and does not hold up the others.
+    served = {("form", n): -float(c) for n, c in enumerate(forms.values()) if ("form", n) in programme.rows}
+    part = programme.column(0.0, served)
     limits |= {("form", number): 0.0 for number in range(len(forms))}
     matrix, right = _arrays(programme, limits)
     equal = np.array([name[0] == "form" for name in programme.rows])

@@ -3,7 +3,11 @@
 Requests arrive at random (Poisson) at hosts of 8 GPUs in MIG mode and leave after a random time (exponential); what
 does not fit at once is refused. Every policy sees the same arrivals and lifetimes. Load is offered memory slices by
 those there are. The first list is a real one of GPU shares (``--data``), each as the smallest profile with so much of
-the compute slices; two others are made up. `planned` is ours with partitions moved within a GPU where that makes room.
+the compute slices; the others are made up. `planned` is ours with partitions moved within a GPU where that makes room.
+
+`blocked` stands for the fragmentation-aware greedy of arXiv 2511.18906, of which we could read the abstract only: its
+idea, the placement with the least growth of a measure of fragmentation, is theirs, and the measure is ours (see
+`partition.states.blocked_of`). It takes the first device of equals.
 
 Stranded are the idle slices that a request of the list, drawn at random, could not use, as an average over time.
 `./dev bench partitions` ends with status 1 when a target is missed. Speed means something only on an idle machine.
@@ -49,7 +53,7 @@ from usina.placement.partition.states import Occupancy, fragmentation_of
 
 MODEL = "NVIDIA H100 80GB HBM3"
 PROFILES = ("1g.10gb", "2g.20gb", "3g.40gb", "4g.40gb", "7g.80gb")
-MIXES = {"uniform": (0.2, 0.2, 0.2, 0.2, 0.2), "small": (0.5, 0.25, 0.12, 0.08, 0.05)}
+MIXES = {"uniform": (0.2, 0.2, 0.2, 0.2, 0.2), "small": (0.5, 0.25, 0.12, 0.08, 0.05), "two sizes": (0.6, 0, 0.4, 0, 0)}
 LOADS = (0.8, 0.9, 1.0, 1.1)
 PEERS = ("first-fit", "best-fit", "blocked")
 OURS, PLANNED = "usina", "usina, planned"
@@ -115,12 +119,11 @@ def _profile(share: float) -> str:
     return next(name for name in PROFILES if named[name].compute >= share * geometry().compute)
 
 
-def arrivals(mix: Sequence[float], load: float, slices: int, count: int, seed: int) -> Iterator[Arrival]:
+def arrivals(mix: Sequence[float], load: float, slices: int, until: float, seed: int) -> Iterator[Arrival]:
     source = random.Random(seed)
     mean = sum(weight * width(profile) for weight, profile in zip(mix, PROFILES, strict=True))
     now = 0.0
-    for _ in range(count):
-        now += source.expovariate(load * slices / mean)
+    while (now := now + source.expovariate(load * slices / mean)) < until:
         yield Arrival(now, source.choices(PROFILES, mix)[0], source.expovariate(1.0))
 
 
@@ -260,7 +263,7 @@ def _slices(plan: Sequence[Move]) -> int:
 
 
 def run(policy: str, mix: Sequence[float], load: float, options: argparse.Namespace, seed: int) -> Count:
-    """Counted are the arrivals after the warm-up. Poisson arrivals see time averages: idle slices are read at them."""
+    """Counts the arrivals after the warm-up. Poisson arrivals see time averages: idle slices are read at them."""
     count, slices = Count(), options.hosts * GPUS * geometry().slices
     site: Peer | Ours = Peer(policy, options.hosts * GPUS)
     if policy in (OURS, PLANNED):
@@ -268,9 +271,10 @@ def run(policy: str, mix: Sequence[float], load: float, options: argparse.Namesp
         site = Ours(options.hosts, expected, planned=policy == PLANNED)
     lost = _stranded(mix)
     held: list[tuple[float, int, str]] = []
-    for number, one in enumerate(arrivals(mix, load, slices, options.warm_up + options.arrivals, seed)):
-        if number == options.warm_up:
-            count = Count(moves=-site.moved)
+    warm = False
+    for number, one in enumerate(arrivals(mix, load, slices, options.warm_up + options.lifetimes, seed)):
+        if not warm and one.at >= options.warm_up:
+            warm, count = True, Count(moves=-site.moved)
         begun = time.perf_counter()
         while held and held[0][0] <= one.at:
             site.give_back(heapq.heappop(held)[2])
@@ -325,8 +329,8 @@ def main() -> None:
     out.print(
         f"{time.strftime('%Y-%m-%d')}, {_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     )
-    told = f"{options.warm_up:,} to warm up, {options.arrivals:,} counted, {options.seeds} seeds"
-    out.print(f"{options.hosts} hosts × {GPUS} × {geometry().name}; arrivals a run: {told}")
+    told = f"{options.warm_up:g} to warm up, {options.lifetimes:g} counted, {options.seeds} seeds"
+    out.print(f"{options.hosts} hosts × {GPUS} × {geometry().name}; mean lifetimes a run: {told}")
     for name, mix in chosen.items():
         parts = ", ".join(f"{profile} {100 * weight:.1f} %" for profile, weight in zip(PROFILES, mix, strict=True))
         out.rule(f"{name}: {parts}")
@@ -364,13 +368,15 @@ def _one_mix(name: str, mix: Sequence[float], options: argparse.Namespace) -> It
 
 
 def _cells(counts: Sequence[Count], gain: Sequence[float]) -> list[str]:
-    large = [100 * one.accepted[PROFILES[-1]] / max(1, one.offered[PROFILES[-1]]) for one in counts]
+    large = [
+        100 * one.accepted[PROFILES[-1]] / one.offered[PROFILES[-1]] for one in counts if one.offered[PROFILES[-1]]
+    ]
     moves = 1000 * sum(one.moves for one in counts) / sum(one.accepted.total() for one in counts)
     return [
         f"{statistics.fmean(map(accepted, counts)):.2f}",
         f"{statistics.fmean(map(served, counts)):.2f}",
         f"{statistics.fmean(gain):+.2f} ± {_error(gain):.2f}",
-        f"{statistics.fmean(large):.1f}",
+        f"{statistics.fmean(large):.1f}" if large else "",
         f"{statistics.fmean(part for one in counts for part in one.stranded):.2f}",
         f"{moves:.1f}" if moves else "",
         f"{statistics.median(one.offered.total() / one.seconds for one in counts):,.0f}",
@@ -394,8 +400,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--mixes", nargs="+", default=["shares", *MIXES], choices=["shares", *MIXES])
     parser.add_argument("--loads", nargs="+", type=float, default=list(LOADS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--arrivals", type=int, default=5000, help="counted in each run")
-    parser.add_argument("--warm-up", type=int, default=2500, help="arrivals before them")
+    parser.add_argument("--lifetimes", type=float, default=7.0, help="mean lifetimes counted in each run")
+    parser.add_argument("--warm-up", type=float, default=3.0, help="mean lifetimes before them")
     return parser.parse_args()
 
 

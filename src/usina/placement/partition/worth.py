@@ -42,7 +42,7 @@ class Worth:
 
 
 def worth_of(geometry: Geometry, mix: Mix = ()) -> Worth:
-    """The worth of every layout to `mix`; () when nothing is known of it. Mixes that hardly differ are computed once."""
+    """The worth of every layout to `mix`; () when nothing is known of it. Mixes that hardly differ are one."""
     weights = _weights(geometry, mix)
     return _worth(geometry, tuple((name, round(weights[name], 2)) for name in sorted(weights)))
 
