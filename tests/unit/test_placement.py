@@ -21,7 +21,7 @@ from usina.core.capacity import (
     Provider,
 )
 from usina.core.units import GiB, MiB
-from usina.placement import Chooser, Fleet, Refusal, held_with, place, policy_of, ranking
+from usina.placement import Chooser, Fleet, Refusal, choose, held_with, place, policy_of, ranking
 from usina.testing.replay import violations
 
 DEVICES = tuple(
@@ -150,6 +150,14 @@ def test_hosts_priced_by_and_by_are_all_found(orders: list[Needs]) -> None:
                 assert found == fresh
         for row in range(7):
             assert violations(host(f"h{row}"), [c for c in few if c.provider == f"h{row}"]) == []
+
+
+def test_forms_of_requests_are_not_remembered_without_end() -> None:
+    with mock.patch.object(choose, "RANKINGS", 3):
+        chooser = Chooser(Fleet([host("h1")]))
+        for size in range(1, 9):
+            assert isinstance(chooser.choose(Needs(1, size * MiB, 0)), Claim)
+            assert len(chooser._rankings) <= 3
 
 
 def test_a_host_that_leaves_is_counted_no_more() -> None:

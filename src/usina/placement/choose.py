@@ -26,6 +26,7 @@ from usina.placement.within import place_within
 from usina.placement.within.devices import wanted
 
 CELLS = 12_000_000  # rows × rankings kept at most
+RANKINGS = 2_048  # forms of requests remembered at most, however few the hosts
 
 
 class Chooser:
@@ -76,7 +77,8 @@ class Chooser:
         key = (form, needs.tenant if len(self.fleet.tenants) > 1 else "")
         ranking = self._rankings.pop(key, None)
         if ranking is None:
-            while self._rankings and len(self._rankings) * self.fleet.size > CELLS:
+            most = min(RANKINGS, CELLS // max(self.fleet.size, 1))
+            while self._rankings and len(self._rankings) >= most:
                 del self._rankings[next(iter(self._rankings))]
             shape = Shape(replace(form, tenant=key[1]))
             ranking = Ranking(self.fleet, shape, self._numbered, self.outlook)
