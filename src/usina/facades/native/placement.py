@@ -9,7 +9,7 @@ from usina.app import placement
 from usina.facades.native.door import ProjectQuery, Reader, RefPath, problems
 from usina.facades.native.views import ExplanationOut, explanation_view, reply
 
-router = APIRouter(tags=["placement"], responses=problems(401, 403, 404))
+router = APIRouter(tags=["placement"], responses=problems(401, 403, 404, 422))
 
 
 @router.get("/machines/{ref}/placement", response_model=ExplanationOut, summary="Why a machine is there, or nowhere")
