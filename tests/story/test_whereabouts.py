@@ -105,3 +105,22 @@ async def test_whole_physical_cores_are_claimed_and_the_guest_gets_what_it_asked
         held = next(c for c in (await client.get("/hosts/extra-0/claims")).json()["items"] if c["cores"])
     assert held["cores"] == 4 and len(held["cpus"]) == 4
     assert {cpu // 2 for cpu in held["cpus"]} == {cpu // 2 for cpu in held["cpus"][:3]}
+
+
+async def test_what_could_not_be_written_is_not_taken(factory: Running, order: Order) -> None:
+    """Else a database that was away for a moment would cost the host its room, until something else changed it."""
+    await more_hosts(factory, 1, cores=4)
+    placer, broken = factory.factory.placer, []
+    attempt = placer._try
+
+    async def away_once(*batch: Any) -> None:
+        await attempt(*batch)
+        if not broken:
+            broken.append(batch)
+            raise ConnectionError("the database is away")
+
+    placer._try = away_once  # type: ignore[method-assign]
+    machine = await order("m1", cores=4, host="extra-0")
+    await factory.phase(machine["id"], Phase.RUNNING)
+    assert broken
+    assert not placer._fleet.holdings  # who holds what is kept only while somebody asks

@@ -45,8 +45,13 @@ class _Batch:
     """What one try would write."""
 
     work: Work
+    minds_neighbours: bool = False
     added: dict[str, Claim] = field(default_factory=dict)
     answers: list[tuple[_Request, Placed | Refusal]] = field(default_factory=list)
+
+    @property
+    def refuses(self) -> bool:
+        return any(isinstance(answer, Refusal) for _, answer in self.answers)
 
 
 class Placer:
@@ -101,22 +106,30 @@ class Placer:
     async def _place(self, requests: list[_Request]) -> None:
         for _ in range(TRIES):
             remembered = await self._read()
-            batch = await self._try(requests)
-            if remembered and any(isinstance(answer, Refusal) for _, answer in batch.answers):
-                self._forget(batch)  # never refuse on what may have changed since
-                continue
+            batch = _Batch(self._store.work())
+            written, trouble = False, None
             try:
+                await self._try(batch, requests)
+                if remembered and batch.refuses:
+                    continue  # never refuse on what may have changed since
                 await batch.work.commit()
+                written = True
             except Stale:
-                self._forget(batch)
                 continue
             except UsinaError as error:
-                self._forget(batch)
-                await self._apart(requests, error)
+                trouble = error
+            finally:
+                if not written:
+                    self._forget(batch)
+            if trouble is not None:
+                await self._apart(requests, trouble)
                 return
             for provider in batch.added:
                 self._generation[provider] += 1
-            for request, answer in self._told(batch.answers):
+            answers = batch.answers
+            if batch.refuses:  # worked out beside the loop
+                answers = await asyncio.to_thread(lambda: list(self._told(batch.answers)))  # noqa: B023
+            for request, answer in answers:
                 if not request.done.done():
                     request.done.set_result(answer)
             return
@@ -154,15 +167,14 @@ class Placer:
         for request in requests:
             await self._place([request])
 
-    async def _try(self, requests: list[_Request]) -> _Batch:
-        if any(request.needs.affinities for request in requests):
-            self._fleet.know_only(await self._store.hosts.holdings())
-        batch = _Batch(self._store.work())
+    async def _try(self, batch: _Batch, requests: list[_Request]) -> None:
+        batch.minds_neighbours = any(request.needs.affinities for request in requests)
+        # Who holds what is only known while somebody asks: kept for ever, it would grow with every machine.
+        self._fleet.know_only(await self._store.hosts.holdings() if batch.minds_neighbours else ())
         for request in requests:
             self._place_one(batch, request)
         for provider, sizes in batch.added.items():
             batch.work.take(provider, self._generation[provider], sizes)
-        return batch
 
     def _place_one(self, batch: _Batch, request: _Request) -> None:
         now = self._clock.now()
@@ -225,14 +237,15 @@ class Placer:
         sizes = batch.added.get(claim.provider, Claim(claim.provider))
         if request.held is not None:
             batch.work.drop_claim(request.resource.id, claim.provider, request.lease)
+            sizes = batch.added[claim.provider] = _sum(sizes, request.held, -1)
             self._fleet.give_back(request.held)
-            sizes = _sum(sizes, request.held, -1)
         batch.work.claim(claim, request.resource.id, request.lease)
         for presence in request.presences:
             batch.work.note_presence(claim.provider, presence, request.lease)
-        self._fleet.take(claim)
-        self._fleet.know(Holding(request.resource.id, claim, request.needs.tenant, request.needs.groups))
         batch.added[claim.provider] = _sum(sizes, claim, 1)
+        self._fleet.take(claim)
+        if batch.minds_neighbours:
+            self._fleet.know(Holding(request.resource.id, claim, request.needs.tenant, request.needs.groups))
 
 
 def _ordinary(claim: Claim) -> int:
