@@ -22,9 +22,11 @@ from usina.core.resource import AnyResource, Kind
 from usina.core.tenancy import Action, Actor, Amounts, Project, Scope
 from usina.core.units import Instant
 from usina.placement import Policies
+from usina.ports.blobs import Blobs
 from usina.ports.driver import DriverPlugin
 from usina.ports.fleet import Hosts
 from usina.ports.library import Library
+from usina.ports.vault import Vault
 from usina.store.store import Store
 from usina.store.work import Work
 
@@ -46,6 +48,8 @@ class House:
     recipes: Mapping[str, str]  # image recipe -> the user to log in as
     upload_limit: int  # bytes of an image
     policies: Policies  # of placement
+    blobs: Blobs
+    vault: Vault
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from usina.core.machine import Power
 from usina.core.names import check_name
 from usina.core.resource import Kind
 from usina.core.tenancy import Action, Scope
-from usina.ports.driver import DriverError
+from usina.ports.driver import DriverError, Part
 from usina.store import hosts as writers
 
 
@@ -24,27 +25,60 @@ def _require(context: Context, action: Action) -> Grant:
 
 
 async def add(
-    context: Context, name: str, driver: str, options: Mapping[str, Any] | None = None, cpu_ratio: float = 1.0
+    context: Context,
+    name: str,
+    driver: str,
+    options: Mapping[str, Any] | None = None,
+    cpu_ratio: float = 1.0,
+    also: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Host:
-    """Take a host into service. It is probed first; one that does not answer is not added."""
-    grant = _require(context, Action.HOST_OPERATE)
+    """Take a host into service, with all its drivers. It is probed first; one that does not answer is not added."""
+    _require(context, Action.HOST_OPERATE)
     check_name(name)
-    if driver not in context.house.plugins:
-        known = ", ".join(sorted(context.house.plugins))
-        raise Invalid(f"driver: {driver!r} is not one of {known}", field="driver")
     if not 0.1 <= cpu_ratio <= 64:
         raise Invalid("cpu_ratio: must be between 0.1 and 64", field="cpu_ratio")
-    options = dict(options or {})
-    try:
-        context.house.plugins[driver].check(options)
-    except Invalid as error:
-        field = f"options.{error.field}" if error.field else "options"
-        raise Invalid(f"options.{error.message}", field=field, detail=error.detail) from error
+    options = _checked(context, driver, options or {}, "driver", "options")
+    others = {one: _checked(context, one, its, "also", f"also.{one}") for one, its in (also or {}).items()}
+    parts = await _parts(context, name, driver, options)
+    if parts:
+        known = ", ".join(part.name for part in parts)
+        raise Invalid(f"options: it has several parts ({known}); adopt all of them, or name one", field="options")
+    return await _add(context, name, driver, options, cpu_ratio, others)
+
+
+async def adopt(context: Context, name: str, driver: str, options: Mapping[str, Any]) -> list[Host]:
+    """Take all providers behind one connection into service (the partitions of a cluster), each as a host called
+    ``<name>-<part>``. Those that are there already stay as they are."""
+    _require(context, Action.HOST_OPERATE)
+    check_name(name)
+    options = _checked(context, driver, options, "driver", "options")
+    parts = await _parts(context, name, driver, options)
+    if not parts:
+        raise Invalid(f"driver: {driver} knows no parts with these options; add it as one host", field="driver")
+    hosts = []
+    for part in parts:
+        known = await context.store.hosts.get(check_name(f"{name}-{part.name}"))
+        hosts.append(known or await _add(context, f"{name}-{part.name}", driver, part.options, 1.0, {}))
+    return hosts
+
+
+async def _parts(context: Context, name: str, driver: str, options: Mapping[str, Any]) -> list[Part]:
+    with _usable("options"):
+        return await context.house.hosts.parts(context.house.ids.new("host"), name, driver, options)
+
+
+async def _add(
+    context: Context,
+    name: str,
+    driver: str,
+    options: Mapping[str, Any],
+    cpu_ratio: float,
+    also: Mapping[str, Mapping[str, Any]],
+) -> Host:
+    grant = _require(context, Action.HOST_OPERATE)
     id = context.house.ids.new("host")
-    try:
-        inventory = await context.house.hosts.probe(id, name, driver, options)
-    except DriverError as error:
-        raise Unavailable(f"the host cannot be used: {error.public}", field="options", detail=error.detail) from error
+    with _usable("options"):
+        inventory = await context.house.hosts.probe(id, name, {driver: options, **also})
     provider = Provider(
         id=id,
         name=name,
@@ -55,13 +89,61 @@ async def add(
         cpu_ratio=cpu_ratio,
         seen_at=context.now,
     )
-    host = Host(provider, context.now, options)
+    host = Host(provider, context.now, options, also=also)
     work = context.work()
     writers.add(work, host, grant)
-    work.emit(_event(context, "host.added", host, f"host {name} added ({driver})"))
+    work.emit(_event(context, "host.added", host, f"host {name} added ({', '.join(host.drivers)})"))
     await context.commit(work)
     context.house.near.forget()
     return host
+
+
+def _checked(context: Context, driver: str, options: Mapping[str, Any], field: str, where: str) -> Mapping[str, Any]:
+    """Options that the driver takes. Raises `Invalid` naming the field."""
+    if driver not in context.house.plugins:
+        known = ", ".join(sorted(context.house.plugins))
+        raise Invalid(f"{field}: {driver!r} is not one of {known}", field=field)
+    try:
+        context.house.plugins[driver].check(options)
+    except Invalid as error:
+        spot = f"{where}.{error.field}" if error.field else where
+        raise Invalid(f"{where}.{error.message}", field=spot, detail=error.detail) from error
+    return dict(options)
+
+
+@contextmanager
+def _usable(field: str) -> Iterator[None]:
+    try:
+        yield
+    except DriverError as error:
+        raise Unavailable(f"the host cannot be used: {error.public}", field=field, detail=error.detail) from error
+
+
+async def set_drivers(context: Context, ref: str, also: Mapping[str, Mapping[str, Any] | None]) -> Host:
+    """Add further drivers to a host, change their options, or take them away (None). Raises `Conflict` while tasks run
+    by one that is to go."""
+    grant = _require(context, Action.HOST_OPERATE)
+    host = await find(context, ref)
+    changed = dict(host.also)
+    for name, options in also.items():
+        if name == host.provider.driver:
+            raise Invalid(f"also: {name} is the host's first driver", field="also")
+        if options is None:
+            changed.pop(name, None)
+        else:
+            changed[name] = _checked(context, name, options, "also", f"also.{name}")
+    gone = set(host.also) - set(changed)
+    if gone and await context.store.hosts.claims_on(host.id):
+        raise Conflict(f"host {host.name} still holds claims; drain it before {', '.join(gone)} goes", code="in-use")
+    with _usable("also"):
+        inventory = await context.house.hosts.probe(host.id, host.name, {host.provider.driver: host.options, **changed})
+    host = replace(host, also=changed, provider=replace(host.provider, inventory=inventory))
+    work = context.work()
+    writers.set_drivers(work, host, grant)
+    work.emit(_event(context, "host.changed", host, f"host {host.name} is run by {', '.join(host.drivers)}"))
+    await context.commit(work)
+    context.house.near.forget()
+    return await find(context, host.id)
 
 
 async def list_hosts(context: Context) -> list[Host]:

@@ -129,9 +129,14 @@ def attach(work: Work, volume: str, machine: str, grant: Grant, field: str = "vo
 
 
 async def check_possible(context: Context, machine: Machine) -> None:
+    """As `check_needs`, for a machine."""
+    await check_needs(context, needs_of(machine))
+
+
+async def check_needs(context: Context, needs: Needs) -> None:
     """Refuse now what no host could ever hold, even empty. What is only full now waits its turn instead."""
     near = context.house.near
-    alone = replace(needs_of(machine), affinities=(), groups=frozenset(), priority=0, preemptible=False)
+    alone = replace(needs, affinities=(), groups=frozenset(), priority=0, preemptible=False)
     found = await near.remembered(("possible", alone), lambda: _possible(near, alone))
     if isinstance(found, Refusal):
         raise Refused(f"no host can ever hold this: {found.message}", data={"reasons": dict(found.reasons)})

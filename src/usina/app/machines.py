@@ -144,12 +144,12 @@ def _check(order: MachineOrder) -> None:
     check_range(order.priority, -LARGEST_PRIORITY, LARGEST_PRIORITY, "priority")
     check_neighbours(order.near, order.apart, order.group, order.spread_over)
     for number, device in enumerate(order.devices):
-        _check_device(device, f"devices[{number}]")
+        check_device(device, f"devices[{number}]")
     if len({d.kind for d in order.devices if d.kind is not DeviceKind.MDEV}) > 1:
         raise Invalid("devices: GPUs and virtual functions cannot be mixed in one machine yet", field="devices")
 
 
-def _check_device(device: DeviceRequest, where: str) -> None:
+def check_device(device: DeviceRequest, where: str) -> None:
     check_range(device.count, 1, 16, f"{where}.count")
     check_range(device.memory, 0, TiB, f"{where}.memory")
     check_range(len(device.traits), 0, 16, f"{where}.traits")

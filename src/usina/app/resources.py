@@ -22,6 +22,7 @@ class Filter:
     host: str | None = None
     after: str = ""
     limit: int = 100
+    whole: bool = False  # leave parts of others out
 
 
 async def get(context: Context, kind: Kind, ref: str, project: str | None = None) -> AnyResource:
@@ -48,6 +49,7 @@ async def list_page(context: Context, kind: Kind, wanted: Filter) -> list[AnyRes
         phase=wanted.phase,
         name=wanted.name,
         provider=wanted.host,
+        whole=wanted.whole,
     )
 
 

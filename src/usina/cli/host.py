@@ -28,8 +28,8 @@ def _used(host: Host, measure: str, sized: bool = True) -> str:
     total: int = getattr(host, measure)
     if sized:
         sold = int(total * host.memory_ratio) if measure == "memory" else total
-        return f"{screen.size(host.used[measure])} of {screen.size(sold)}"
-    return f"{host.used[measure]} of {total * host.cpu_ratio:g}"
+        return f"{screen.size(int(host.used[measure]))} of {screen.size(sold)}"
+    return f"{host.used[measure]:g} of {total * host.cpu_ratio:g}"
 
 
 def _devices(host: Host) -> str:

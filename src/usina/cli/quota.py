@@ -24,10 +24,10 @@ SizeLimit = Annotated[str | None, typer.Option(help="A size, or none for no limi
 _SCOPE = typer.Argument(help="Tenant or project, by name or id; else the project in use.", autocompletion=_SCOPES)
 
 
-def _amount(measure: str, value: int | None) -> str:
+def _amount(measure: str, value: float | None) -> str:
     if value is None:
         return "no limit"
-    return screen.size(value) if measure in _SIZED else str(value)
+    return screen.size(int(value)) if measure in _SIZED else f"{value:g}"
 
 
 def _show(quota: Quota, output: Output) -> None:

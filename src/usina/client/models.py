@@ -34,6 +34,7 @@ class Resource(msgspec.Struct, frozen=True):
     observed: int
     deleting: bool
     host: str | None
+    parent: str | None
     spec: dict[str, Any]
     status: dict[str, Any]
     conditions: tuple[Condition, ...]
@@ -107,8 +108,8 @@ class Quota(msgspec.Struct, frozen=True):
     """What may exist at once in a tenant or project; a limit of None is no limit."""
 
     scope: str
-    limits: dict[str, int | None]
-    used: dict[str, int]
+    limits: dict[str, float | None]
+    used: dict[str, float]
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -165,6 +166,7 @@ class Host(msgspec.Struct, frozen=True):
     id: str
     name: str
     driver: str
+    also: dict[str, Any]
     state: str
     reachable: bool
     message: str
@@ -179,7 +181,7 @@ class Host(msgspec.Struct, frozen=True):
     cores: int
     memory: int
     disk: int
-    used: dict[str, int]
+    used: dict[str, float]
     nodes: tuple[dict[str, Any], ...]
     devices: tuple[Device, ...]
     traits: tuple[str, ...]

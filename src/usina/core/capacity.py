@@ -6,7 +6,7 @@ nodes and the PCI addresses are named, not only counted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property, lru_cache
@@ -86,6 +86,45 @@ class Inventory:
     @cached_property
     def memory(self) -> int:
         return sum(node.memory for node in self.nodes)
+
+
+MACHINES = "machine"
+"""The trait of a provider that machines can be made on."""
+QUEUE = "queue"
+"""The trait of a provider that has a queue of its own: what it has is never too full to be asked for."""
+
+
+def runs(stack: str) -> str:
+    """The trait of a provider that runs tasks on a stack."""
+    return f"task:{stack}"
+
+
+def merged(inventories: Sequence[Inventory]) -> Inventory:
+    """One host as several drivers see it: sizes as the first says, what each can do, devices as all of them know."""
+    first, *others = inventories
+    devices = {device.address: device for device in first.devices}
+    for one in others:
+        for device in one.devices:
+            known = devices.get(device.address)
+            devices[device.address] = device if known is None else _detailed(known, device)
+    facts: dict[str, str] = {}
+    for one in reversed(inventories):
+        facts |= one.facts
+    traits = frozenset().union(*(one.traits for one in inventories))
+    return replace(first, devices=tuple(devices.values()), traits=traits, facts=facts)
+
+
+def _detailed(known: Device, more: Device) -> Device:
+    """A device with what a second driver knows where the first says nothing."""
+    return replace(
+        known,
+        memory=known.memory or more.memory,
+        link=known.link or more.link,
+        mode=known.mode or more.mode,
+        node=known.node if known.node is not None else more.node,
+        model=more.model if more.memory and more.model else known.model or more.model,
+        traits=known.traits | more.traits,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +311,12 @@ class Host:
     created_at: Instant
     options: Mapping[str, Any] = field(default_factory=dict)
     message: str = ""
+    also: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # further drivers of the same host -> options
+
+    @property
+    def drivers(self) -> dict[str, Mapping[str, Any]]:
+        """All its drivers with their options; the first one says whether it answers."""
+        return {self.provider.driver: self.options, **self.also}
 
     @property
     def id(self) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from usina.core.capacity import Claim, Needs
+from usina.core.capacity import MACHINES, Claim, Needs
 from usina.core.lifecycle import Apply, Decision, Forget, Place, Remove
 from usina.core.machine import ImageFiles, Rule
 from usina.core.resource import Kind, Phase, Resource
@@ -94,7 +94,14 @@ def may_use(image: Image, tenant: str, project: str) -> bool:
 
 
 def volume_needs(volume: Volume) -> Needs:
-    return Needs(cores=0, memory=0, disk=volume.spec.size, host=volume.spec.host, tenant=volume.tenant)
+    return Needs(
+        cores=0,
+        memory=0,
+        disk=volume.spec.size,
+        host=volume.spec.host,
+        tenant=volume.tenant,
+        traits=frozenset({MACHINES}),
+    )
 
 
 def decide(thing: Resource[Any, Any], claim: Claim | None, now: Instant) -> Decision:

@@ -67,7 +67,12 @@ def _sees(action: Action, role: Role) -> bool:
 
 _OWN = {Action.MEMBER_VIEW, Action.MEMBER_CHANGE, Action.KEY_MANAGE}
 _VIEW = {action.value.split(".")[0]: action for action in Action if action.value.endswith(".view")}
-_VIEW |= {"machine": Action.RESOURCE_VIEW, "image": Action.RESOURCE_VIEW, "key": Action.MEMBER_VIEW}
+_VIEW |= {
+    "machine": Action.RESOURCE_VIEW,
+    "task": Action.RESOURCE_VIEW,
+    "image": Action.RESOURCE_VIEW,
+    "key": Action.MEMBER_VIEW,
+}
 
 
 def found(name: str) -> Grant:

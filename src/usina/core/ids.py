@@ -26,6 +26,7 @@ PREFIX = {
     "image": "img",
     "security_group": "sgr",
     "forward": "fwd",
+    "task": "tsk",
 }
 
 

@@ -102,6 +102,39 @@ class DetachInterface(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class Again(Step):
+    """Take what is left of the run that ended off its stack, and note that the next one begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish(Step):
+    """It is over: keep what it leaves, release its claim, and show `phase`."""
+
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Admit(Step):
+    """Let so many more parts of an array have their turn."""
+
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceTogether(Step):
+    """Claim capacity for all parts of a gang, or for none."""
+
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EndParts(Step):
+    """The whole is over: wake the parts that are left, so that they end too."""
+
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Apply(Step):
     """Make it, or bring it to the wish (volumes, networks, images, filters)."""
 

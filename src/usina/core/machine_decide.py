@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from usina.core.capacity import Affinity, Claim, Needs
+from usina.core.capacity import MACHINES, Affinity, Claim, Needs
 from usina.core.ids import is_id
 from usina.core.lifecycle import (
     Answer,
@@ -59,7 +59,7 @@ _WELL = (Answer("Reachable", True, "answers"), Answer("Present", True, "found"))
 def needs_of(machine: Machine) -> Needs:
     """The capacity a machine asks for, as placement understands it."""
     spec: MachineSpec = machine.spec
-    traits = set()
+    traits = {MACHINES}
     if spec.firmware is Firmware.UEFI:
         traits.add("uefi")
     if spec.queues > 1:

@@ -9,6 +9,7 @@ from usina.core.capacity import DeviceKind
 from usina.core.goods import VolumeSpec
 from usina.core.machine import MachineSpec
 from usina.core.resource import AnyResource, Kind
+from usina.core.task import TaskSpec
 from usina.core.tenancy import MEASURES, Amounts, Quota
 
 
@@ -20,8 +21,23 @@ def amounts_of(kind: Kind, spec: Any) -> Amounts:
             return Amounts(machines=1, cores=spec.cores, memory=spec.memory, disk=spec.disk, gpus=gpus)
         case VolumeSpec(size=size):
             return Amounts(disk=size)
+        case TaskSpec():
+            return Amounts(tasks=1)
         case _:
             return Amounts(addresses=1) if kind is Kind.FORWARD else Amounts()
+
+
+def amounts_placed(spec: Any) -> Amounts:
+    """What a wish counts from its placing to its end, beside what it counts as long as it exists."""
+    match spec:
+        case TaskSpec():
+            units = max(1, min(spec.at_once or len(spec.indices), len(spec.indices))) * spec.replicas
+            gpus = sum(d.count for d in spec.devices if d.kind is DeviceKind.GPU)
+            return Amounts(
+                cores=spec.cores * units, memory=spec.memory * units, disk=spec.disk * units, gpus=gpus * units
+            )
+        case _:
+            return Amounts()
 
 
 def total(resources: Iterable[AnyResource]) -> Amounts:
@@ -30,7 +46,7 @@ def total(resources: Iterable[AnyResource]) -> Amounts:
     return Amounts(**{measure: sum(getattr(one, measure) for one in counted) for measure in MEASURES})
 
 
-def excess(quota: Quota, wanted: Amounts) -> list[tuple[str, int, int, int]]:
+def excess(quota: Quota, wanted: Amounts) -> list[tuple[str, float, float, float]]:
     """What does not fit: (measure, wanted, used, limit)."""
     found = []
     for measure in MEASURES:

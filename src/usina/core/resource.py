@@ -20,16 +20,19 @@ class Kind(StrEnum):
     IMAGE = "image"
     SECURITY_GROUP = "security_group"
     FORWARD = "forward"
+    TASK = "task"
 
 
 class Phase(StrEnum):
     PENDING = "pending"  # ordered, holds no capacity yet
+    QUEUED = "queued"  # its stack has it, and has not begun
     BUILDING = "building"  # capacity held; being made
     STARTING = "starting"
     RUNNING = "running"
     STOPPING = "stopping"
     STOPPED = "stopped"
     SUSPENDED = "suspended"
+    SUCCEEDED = "succeeded"  # a task that did what it was for
     READY = "ready"  # settled, for what has no power switch
     UNREACHABLE = "unreachable"  # its host does not answer
     FAILED = "failed"  # gave up; the conditions say why, a new wish tries again
@@ -71,6 +74,7 @@ class Resource(Generic[Spec, Status]):
     deleting: bool = False
     attempts: int = 0  # failed tries since the last success; sets the pause before the next
     labels: dict[str, str] = field(default_factory=dict)
+    parent: str | None = None  # the resource that this one is a part of
 
     def wishing(self, spec: Spec, at: Instant) -> Resource[Spec, Status]:
         """The same resource with a new wish: one generation on, tries counted anew."""

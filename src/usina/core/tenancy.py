@@ -38,6 +38,7 @@ class Action(StrEnum):
     RESOURCE_CHANGE = "resource.change"
     RESOURCE_DELETE = "resource.delete"
     MACHINE_ACCESS = "machine.access"  # console, tunnel: inside the guest
+    TASK_ACCESS = "task.access"  # exec, tunnel: inside the run
     MACHINE_PIN_HOST = "machine.pin-host"
     IMAGE_SHARE = "image.share"  # with the whole tenant
     IMAGE_PUBLISH = "image.publish"  # to every tenant
@@ -63,7 +64,14 @@ class Action(StrEnum):
 
 _LEAST = {
     Role.VIEWER: {"resource.view", "project.view", "quota.view"},
-    Role.MEMBER: {"resource.create", "resource.change", "resource.delete", "machine.access", "tenant.view"},
+    Role.MEMBER: {
+        "resource.create",
+        "resource.change",
+        "resource.delete",
+        "machine.access",
+        "task.access",
+        "tenant.view",
+    },
     Role.ADMIN: {
         "image.share",
         "project.create",
@@ -164,7 +172,7 @@ class Actor:
         return self.role_in(Scope()) is Role.OPERATOR
 
 
-MEASURES = ("machines", "cores", "memory", "disk", "gpus", "addresses")
+MEASURES = ("machines", "cores", "memory", "disk", "gpus", "addresses", "tasks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,14 +180,18 @@ class Amounts:
     """An amount of each thing that quotas count. Memory and disk in bytes."""
 
     machines: int = 0
-    cores: int = 0
+    cores: float = 0  # in thousandths at the finest
     memory: int = 0
     disk: int = 0
     gpus: int = 0
     addresses: int = 0
+    tasks: int = 0
 
     def minus(self, other: Amounts) -> Amounts:
         return Amounts(*(getattr(self, m) - getattr(other, m) for m in MEASURES))
+
+    def plus(self, other: Amounts) -> Amounts:
+        return Amounts(*(getattr(self, m) + getattr(other, m) for m in MEASURES))
 
     def negative(self) -> Amounts:
         return Amounts().minus(self)
@@ -193,5 +205,5 @@ class Quota:
     """What may exist at once in a tenant or project; a limit of None is no limit."""
 
     scope: str
-    limits: Mapping[str, int | None]
+    limits: Mapping[str, float | None]
     used: Amounts

@@ -8,17 +8,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from usina.core.capacity import Host, Inventory
+from usina.core.capacity import MACHINES, Host, Inventory, merged
 from usina.core.clock import Clock
 from usina.core.event import Event
-from usina.core.machine import Absent, Seen, Unreachable
-from usina.ports.driver import Driver, DriverError, DriverPlugin, HostSettings, HostUnreachable
+from usina.core.machine import Absent, Unreachable
+from usina.core.task import task_of
+from usina.ports.driver import Driver, DriverError, DriverPlugin, HostSettings, HostUnreachable, Part
+from usina.ports.tasks import TaskDriver
 from usina.store import hosts as host_writers
 from usina.store.store import Store
 
@@ -30,17 +32,24 @@ INVENTORY_EVERY = 300.0
 GATHER = 0.1  # seconds that hints wait for each other
 
 Wake = Callable[[list[str]], Awaitable[None]]
+Opener = Callable[[HostSettings], "Driver | TaskDriver"]
+Key = tuple[str, str]
+"""Of a post: host, and "" for machines, or the stack for tasks."""
 
 
 @dataclass(slots=True)
 class _Post:
-    """One host under watch."""
+    """One driver of one host, under watch."""
 
     host: Host
-    driver: Driver
+    stack: str  # "" for machines
+    name: str  # of the driver
+    options: Mapping[str, Any]
+    driver: Driver | TaskDriver
+    leads: bool  # says whether the host answers, and when to count what it has
     reachable: bool = True
-    known: dict[str, Seen] = field(default_factory=dict)
-    surveyed: Mapping[str, Seen] | None = None  # what the driver gave last; the same object means "nothing new"
+    known: dict[str, Any] = field(default_factory=dict)  # handle -> sight
+    surveyed: Mapping[str, Any] | None = None  # what the driver gave last; the same object means "nothing new"
     touched: bool = False  # `known` was changed since
     hinted: set[str] = field(default_factory=set)  # handles to look at; "" for all of them
     hint: asyncio.Event = field(default_factory=asyncio.Event)
@@ -62,34 +71,72 @@ class Fleet:
         self._store, self._plugins, self._clock = store, plugins, clock
         self._data_dir, self._factory = data_dir, factory
         self._survey_every = survey_every
-        self._posts: dict[str, _Post] = {}
+        self._posts: dict[Key, _Post] = {}
         self._opening = asyncio.Lock()
         self.wake: Wake = _nobody
 
     async def driver(self, host: str) -> Driver:
-        """The open driver of a host. Raises `HostUnreachable` if the host is not (or no longer) ours."""
-        post = self._posts.get(host)
+        """The open driver that makes machines on a host. Raises `HostUnreachable` if the host is not (or no longer)
+        ours."""
+        return (await self._post(host, "")).driver  # type: ignore[return-value]  # by its key
+
+    async def tasks(self, host: str, stack: str) -> TaskDriver:
+        """The open driver that runs tasks of a stack on a host. Raises `HostUnreachable`."""
+        return (await self._post(host, stack)).driver  # type: ignore[return-value]  # by its key
+
+    async def _post(self, host: str, stack: str) -> _Post:
+        post = self._posts.get((host, stack))
         if post is None:
             async with self._opening:
-                if host not in self._posts:  # else somebody has opened it while we waited
+                if (host, stack) not in self._posts:  # else somebody has opened it while we waited
                     await self._open_and_close()
-            post = self._posts.get(host)
+            post = self._posts.get((host, stack))
         if post is None:
-            raise HostUnreachable("the host is not known")
-        return post.driver
+            raise HostUnreachable(f"the host does not offer {stack} any more" if stack else "the host is not known")
+        return post
 
-    async def probe(self, id: str, name: str, driver: str, options: Mapping[str, Any]) -> Inventory:
+    def task_drivers(self) -> list[tuple[str, str, TaskDriver]]:
+        """(host, stack, driver) of all that run tasks and answer."""
+        posts = [post for post in self._posts.values() if post.stack and post.reachable]
+        return [(post.host.id, post.stack, post.driver) for post in posts]  # type: ignore[misc]
+
+    async def probe(self, id: str, name: str, drivers: Mapping[str, Mapping[str, Any]]) -> Inventory:
         """What a host that is not ours yet has. Raises `DriverError`."""
-        opened = self._plugins[driver].open(self._settings(id, name, options))
-        try:
-            return await opened.inventory()
-        finally:
-            with suppress(Exception):
-                await opened.close()
+        found = []
+        for driver, options in drivers.items():
+            for _, make in self._openers(driver):
+                opened = make(self._settings(id, name, options))
+                try:
+                    found.append(await self._seen_by(driver, opened))
+                finally:
+                    with suppress(Exception):
+                        await opened.close()
+        return merged(found)
 
-    def saw(self, host: str, handle: str, seen: Seen) -> None:
+    async def parts(self, id: str, name: str, driver: str, options: Mapping[str, Any]) -> list[Part]:
+        """The providers behind one connection. Raises `DriverError`."""
+        ask = self._plugins[driver].parts
+        return await ask(self._settings(id, name, options)) if ask is not None else []
+
+    def _openers(self, name: str) -> list[tuple[str, Opener]]:
+        """What a driver can do: ("" for machines, or the stack for tasks, how to open it)."""
+        plugin = self._plugins[name]
+        made: list[tuple[str, Opener]] = []
+        if plugin.open is not None:
+            made.append(("", plugin.open))
+        if plugin.tasks is not None:
+            made.append((plugin.stack, plugin.tasks))
+        return made
+
+    async def _seen_by(self, name: str, opened: Driver | TaskDriver) -> Inventory:
+        inventory = await opened.inventory()
+        if self._plugins[name].open is not None:
+            inventory = replace(inventory, traits=inventory.traits | {MACHINES})
+        return inventory
+
+    def saw(self, host: str, handle: str, seen: Any, stack: str = "") -> None:
         """The reconciler's own sight, so that a survey that agrees wakes nobody."""
-        post = self._posts.get(host)
+        post = self._posts.get((host, stack))
         if post is None:
             return
         post.touched = True
@@ -98,10 +145,6 @@ class Fleet:
             post.known.pop(handle, None)
         else:
             post.known[handle] = seen
-
-    def open(self, host: Host) -> Driver:
-        """A driver for a host row, not yet watched."""
-        return self._plugins[host.provider.driver].open(self._settings(host.id, host.name, host.options))
 
     def _settings(self, id: str, name: str, options: Mapping[str, Any]) -> HostSettings:
         state_dir = self._data_dir / "hosts" / id
@@ -114,14 +157,18 @@ class Fleet:
             await self._open_and_close()
 
     async def _open_and_close(self) -> None:
-        current = {host.id: host for host in await self._store.hosts.all()}
-        for gone in set(self._posts) - set(current):
-            await self._close(self._posts.pop(gone))
-        for id, host in current.items():
-            if id in self._posts:
-                self._posts[id].host = host
-            elif host.provider.driver in self._plugins:
-                self._start(host)
+        wanted: dict[Key, tuple[Host, str, Opener]] = {}
+        for host in await self._store.hosts.all():
+            known = [name for name in host.drivers if name in self._plugins]
+            wanted |= {(host.id, stack): (host, name, make) for name in known for stack, make in self._openers(name)}
+        for key, post in list(self._posts.items()):
+            if key not in wanted or wanted[key][0].drivers[wanted[key][1]] != post.options:
+                await self._close(self._posts.pop(key))
+        for key, (host, name, make) in wanted.items():
+            if key in self._posts:
+                self._posts[key].host = host
+            else:
+                self._start(key, host, name, make)
 
     async def run(self) -> None:
         """Keep the fleet in step with the host rows, until cancelled."""
@@ -133,15 +180,21 @@ class Fleet:
             for post in self._posts.values():
                 await self._close(post)
 
-    def _start(self, host: Host) -> None:
-        post = _Post(host, self.open(host), reachable=host.provider.reachable)
-        self._posts[host.id] = post
-        post.tasks = [
-            asyncio.create_task(self._survey_forever(post), name=f"survey {host.name}"),
-            asyncio.create_task(self._watch_forever(post), name=f"watch {host.name}"),
-            asyncio.create_task(self._look_forever(post), name=f"look {host.name}"),
-            asyncio.create_task(self._count_forever(post), name=f"inventory {host.name}"),
-        ]
+    def _start(self, key: Key, host: Host, name: str, make: Opener) -> None:
+        options = host.drivers[name]
+        opened = make(self._settings(host.id, host.name, options))
+        leads = name == host.provider.driver and not any(p.host.id == host.id for p in self._posts.values())
+        post = _Post(host, key[1], name, options, opened, leads, reachable=host.provider.reachable)
+        self._posts[key] = post
+        standing = {
+            "survey": self._survey_forever(post),
+            "watch": self._watch_forever(post),
+            "look": self._look_forever(post),
+        }
+        if post.leads:
+            standing["inventory"] = self._count_forever(post)
+        where = f"{host.name} {post.name}"
+        post.tasks = [asyncio.create_task(task, name=f"{what} {where}") for what, task in standing.items()]
 
     async def _close(self, post: _Post) -> None:
         for task in post.tasks:
@@ -170,7 +223,7 @@ class Fleet:
         if sights is post.surveyed and not post.touched:
             return
         post.touched = False
-        fresh: dict[str, Seen] = {h: seen for h, seen in sights.items() if post.known.get(h) != seen}
+        fresh: dict[str, Any] = {h: seen for h, seen in sights.items() if post.known.get(h) != seen}
         fresh |= {handle: Absent() for handle in post.known if handle not in sights}
         await self._tell(post, fresh)
         post.surveyed = sights
@@ -205,7 +258,7 @@ class Fleet:
         if "" in hinted:
             await self._survey(post)
             return
-        fresh: dict[str, Seen] = {}
+        fresh: dict[str, Any] = {}
         for handle in hinted:
             seen = await post.driver.observe(handle)
             if isinstance(seen, Unreachable):
@@ -214,17 +267,24 @@ class Fleet:
                 fresh[handle] = seen
         await self._tell(post, fresh)
 
-    async def _tell(self, post: _Post, fresh: Mapping[str, Seen]) -> None:
+    async def _tell(self, post: _Post, fresh: Mapping[str, Any]) -> None:
         """Wake whose sight has changed, and only then take it for known: what could not be told is found again."""
         if fresh:
-            await self.wake(list(fresh))
+            await self.wake([task_of(handle) if post.stack else handle for handle in fresh])
             for handle, seen in fresh.items():
-                self.saw(post.host.id, handle, seen)
+                self.saw(post.host.id, handle, seen, post.stack)
 
     async def _reached(self, post: _Post, reachable: bool, message: str) -> None:
         if reachable == post.reachable:
             return
         post.reachable = reachable
+        if post.leads:
+            await self._tell_reached(post, reachable, message)
+        else:
+            log.info("driver answers" if reachable else "driver does not answer", host=post.host.name, driver=post.name)
+        await self.wake(list(await self._store.resources.on_provider(post.host.id)))
+
+    async def _tell_reached(self, post: _Post, reachable: bool, message: str) -> None:
         now = self._clock.now()
         work = self._store.work()
         host_writers.seen(work, post.host.id, reachable=reachable, message=message, at=now)
@@ -232,7 +292,6 @@ class Fleet:
         text = "answers again" if reachable else f"does not answer: {message}"
         work.emit(Event(kind, post.host.id, now, f"{post.host.name} {text}", actor="engine"))
         await work.commit()
-        await self.wake(list(await self._store.resources.on_provider(post.host.id)))
 
     async def _count_forever(self, post: _Post) -> None:
         while True:
@@ -245,13 +304,23 @@ class Fleet:
             await asyncio.sleep(INVENTORY_EVERY)
 
     async def _count(self, post: _Post) -> None:
-        inventory = await post.driver.inventory()
+        inventory = await self._inventory(post)
         if inventory != post.host.provider.inventory:
             work = self._store.work()
             now = self._clock.now()
             host_writers.stock(work, post.host.id, inventory, now)
             work.emit(Event("host.counted", post.host.id, now, f"{post.host.name} has changed", actor="engine"))
             await work.commit()
+
+    async def _inventory(self, post: _Post) -> Inventory:
+        """What the host has, as all its drivers see it; one that does not answer offers nothing meanwhile."""
+        found = [await self._seen_by(post.name, post.driver)]
+        for other in [p for p in self._posts.values() if p.host.id == post.host.id and p is not post]:
+            try:
+                found.append(await self._seen_by(other.name, other.driver))
+            except DriverError as error:
+                log.warning("inventory failed", host=post.host.name, driver=other.name, error=error.public)
+        return merged(found)
 
 
 async def _nobody(ids: list[str]) -> None:

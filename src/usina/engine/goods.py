@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from usina.core import goods
+from usina.core.grant import Lease
 from usina.core.lifecycle import Apply, Decision, Remove, Step
 from usina.core.machine import MachineSpec, VolumePlan
 from usina.core.resource import AnyResource, Kind
@@ -13,6 +14,7 @@ from usina.engine.fleet import Fleet
 from usina.engine.hand import Held, Report
 from usina.engine.plans import Plans
 from usina.store.store import Store
+from usina.store.work import Work
 
 
 class GoodsHand:
@@ -29,6 +31,12 @@ class GoodsHand:
 
     def presences(self, resource: AnyResource) -> tuple[str, ...]:
         return ()
+
+    def placing(self, resource: AnyResource) -> Any:
+        return resource.status
+
+    def leave(self, resource: AnyResource, work: Work, lease: Lease) -> None:
+        """They keep nothing besides their rows."""
 
     def status(self, resource: AnyResource, seen: None) -> Any:
         return resource.status

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from usina.core.capacity import Claim
+from usina.core.grant import Lease
 from usina.core.lifecycle import Decision, Step
 from usina.core.resource import AnyResource
 from usina.core.units import Instant
+from usina.store.work import Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +22,10 @@ class Held:
     everywhere: tuple[Claim, ...] = ()
 
 
-Report = Callable[[Any], Awaitable[None]]
-"""Record a new status of the resource while a long step is under way."""
+class Report(Protocol):
+    """Record a new status of the resource while a step is under way, and what belongs into the same commit."""
+
+    async def __call__(self, status: Any, more: Callable[[Work, Lease], None] | None = None) -> None: ...
 
 
 class Hand(Protocol):
@@ -39,6 +43,26 @@ class Hand(Protocol):
         """Other resources that come to be on the provider together with this one."""
         ...
 
+    def placing(self, resource: AnyResource) -> Any:
+        """The status to record when it is given its place."""
+        ...
+
     def status(self, resource: AnyResource, seen: Any) -> Any:
         """The status to record after a last look."""
+        ...
+
+    def leave(self, resource: AnyResource, work: Work, lease: Lease) -> None:
+        """What else is forgotten, or told, in the commit that forgets the resource."""
+        ...
+
+
+class Finisher(Protocol):
+    """What a hand can do besides, whose resources come to an end and stay to be looked at."""
+
+    async def finish(self, resource: AnyResource, seen: Any, work: Work, lease: Lease) -> Any:
+        """Gather what it leaves into `work`, which is committed with the release of its claim; the last status."""
+        ...
+
+    def cleared(self, resource: AnyResource, held: Held) -> None:
+        """The end is recorded: take what is left off the provider, soon."""
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from usina.core import machine_decide
+from usina.core.grant import Lease
 from usina.core.lifecycle import (
     AttachInterface,
     AttachVolume,
@@ -32,6 +33,7 @@ from usina.engine.fleet import Fleet
 from usina.engine.hand import Held, Report
 from usina.engine.plans import Plans
 from usina.ports.driver import Driver
+from usina.store.work import Work
 
 
 class MachineHand:
@@ -51,6 +53,13 @@ class MachineHand:
 
     def presences(self, machine: Machine) -> tuple[str, ...]:
         return (machine.spec.image, *dict.fromkeys(card.network for card in machine.spec.interfaces))
+
+    def placing(self, machine: Machine) -> MachineStatus:
+        status: MachineStatus = machine.status
+        return status
+
+    def leave(self, machine: Machine, work: Work, lease: Lease) -> None:
+        """A machine keeps nothing besides its row."""
 
     def status(self, machine: Machine, seen: Seen | None) -> MachineStatus:
         if isinstance(seen, Present):

@@ -11,14 +11,18 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from usina.core.capacity import Claim, Holding, Needs
+from usina.core.capacity import Claim, Gang, Holding, Needs
 from usina.core.clock import Clock
 from usina.core.errors import Stale, Unavailable, UsinaError
 from usina.core.event import Event
 from usina.core.grant import Lease
+from usina.core.quota import amounts_placed
 from usina.core.resource import AnyResource, Phase, with_condition
+from usina.core.tenancy import Amounts
+from usina.core.units import Instant
 from usina.placement import Chooser, Fleet, History, Policies, Refusal, held_without, place_within
 from usina.placement.explain import told
+from usina.placement.gang import place_gang
 from usina.placement.shape import form_of
 from usina.store.store import Store
 from usina.store.work import Work
@@ -30,6 +34,9 @@ FRESH = 2.0  # seconds after which a snapshot is read anew, so that new hosts ar
 Placed = tuple["AnyResource", Claim]
 
 
+_NOTHING = Amounts()
+
+
 @dataclass(frozen=True, slots=True)
 class _Request:
     resource: AnyResource
@@ -38,6 +45,8 @@ class _Request:
     presences: tuple[str, ...]
     lease: Lease
     done: asyncio.Future[Placed | Refusal]
+    amounts: Amounts = _NOTHING  # of quotas, from the placing to the end
+    gang: tuple[AnyResource, ...] = ()  # all of these, each with `needs`, or none
 
 
 @dataclass(slots=True)
@@ -77,8 +86,20 @@ class Placer:
         will be made there too.
         """
         done: asyncio.Future[Placed | Refusal] = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait(_Request(resource, needs, held, tuple(presences), lease, done))
+        amounts = amounts_placed(resource.spec)
+        self._queue.put_nowait(_Request(resource, needs, held, tuple(presences), lease, done, amounts))
         return await done
+
+    async def claim_together(
+        self, whole: AnyResource, parts: Sequence[AnyResource], needs: Needs, lease: Lease
+    ) -> Refusal | None:
+        """Capacity for every one of `parts`, recorded in one commit under the lease of their whole; or why there is
+        not enough, and then none has any."""
+        done: asyncio.Future[Placed | Refusal] = asyncio.get_running_loop().create_future()
+        request = _Request(whole, needs, None, (), lease, done, amounts_placed(whole.spec), tuple(parts))
+        self._queue.put_nowait(request)
+        answer = await done
+        return answer if isinstance(answer, Refusal) else None
 
     async def run(self) -> None:
         while True:
@@ -172,7 +193,10 @@ class Placer:
         # Who holds what is only known while somebody asks: kept for ever, it would grow with every machine.
         self._fleet.know_only(await self._store.hosts.holdings() if batch.minds_neighbours else ())
         for request in requests:
-            self._place_one(batch, request)
+            if request.gang:
+                self._place_gang(batch, request)
+            else:
+                self._place_one(batch, request)
         for provider, sizes in batch.added.items():
             batch.work.take(provider, self._generation[provider], sizes)
 
@@ -191,22 +215,30 @@ class Placer:
         )
         name = self._fleet.name(self._fleet.rows[found.provider])
         self._account(batch, request, found)
-        batch.work.observe(resource, request.lease, due=now, keep=True)
-        batch.work.emit(
-            Event(
-                f"{resource.kind.value}.placed",
-                resource.id,
-                now,
-                f"placed on {name}",
-                related=found.provider,
-                tenant=resource.tenant,
-                project=resource.project,
-                actor="engine",
-                cause=f"generation {resource.generation}",
-                data=_particulars(found),
-            )
-        )
+        batch.work.observe(resource, request.lease, keep=True)
+        self._charge(batch, request)
+        batch.work.emit(_placed_event(resource, found, name, now))
         batch.answers.append((request, (resource, found)))
+
+    def _place_gang(self, batch: _Batch, request: _Request) -> None:
+        """Place all parts; the chooser's fleet has their claims already when they are found."""
+        found = place_gang(self._chooser, Gang(self._timed(request.needs), len(request.gang)))
+        if isinstance(found, Refusal):
+            batch.answers.append((request, found))
+            return
+        now = self._clock.now()
+        for part, claim in zip(request.gang, found, strict=True):
+            batch.added[claim.provider] = _sum(batch.added.get(claim.provider, Claim(claim.provider)), claim, 1)
+            batch.work.claim(claim, part.id, request.lease)
+            batch.work.place_part(replace(part, provider=claim.provider), request.lease, now)
+            name = self._fleet.name(self._fleet.rows[claim.provider])
+            batch.work.emit(_placed_event(part, claim, name, now))
+        self._charge(batch, request)
+        batch.answers.append((request, (request.resource, found[0])))
+
+    def _charge(self, batch: _Batch, request: _Request) -> None:
+        for scope in (request.resource.tenant, request.resource.project):
+            batch.work.charge(scope, request.amounts, request.lease)
 
     def _told(self, answers: list[tuple[_Request, Placed | Refusal]]) -> Iterator[tuple[_Request, Placed | Refusal]]:
         """Answers with refusals told in full: the nearest miss and what would fit, found once for requests alike."""
@@ -246,6 +278,21 @@ class Placer:
         self._fleet.take(claim)
         if batch.minds_neighbours:
             self._fleet.know(Holding(request.resource.id, claim, request.needs.tenant, request.needs.groups))
+
+
+def _placed_event(resource: AnyResource, claim: Claim, host: str, at: Instant) -> Event:
+    return Event(
+        f"{resource.kind.value}.placed",
+        resource.id,
+        at,
+        f"placed on {host}",
+        related=claim.provider,
+        tenant=resource.tenant,
+        project=resource.project,
+        actor="engine",
+        cause=f"generation {resource.generation}",
+        data=_particulars(claim),
+    )
 
 
 def _ordinary(claim: Claim) -> int:

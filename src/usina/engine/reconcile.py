@@ -8,23 +8,38 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import structlog
 
+from usina.core import task_decide
 from usina.core.clock import Clock
-from usina.core.errors import Stale, Unavailable
+from usina.core.errors import QuotaExceeded, Stale, Unavailable
 from usina.core.event import Event
 from usina.core.grant import Lease
-from usina.core.lifecycle import Answer, Apply, AttachInterface, Decision, Define, Forget, Place, Rebuild, Step, pause
+from usina.core.ids import is_id
+from usina.core.lifecycle import (
+    Answer,
+    Apply,
+    AttachInterface,
+    Decision,
+    Define,
+    Finish,
+    Forget,
+    Place,
+    PlaceTogether,
+    Rebuild,
+    Step,
+    pause,
+)
 from usina.core.machine_decide import LOOK_AGAIN
-from usina.core.quota import amounts_of
+from usina.core.quota import amounts_of, amounts_placed
 from usina.core.resource import AnyResource, Kind, Phase, with_condition
 from usina.core.units import Instant
 from usina.engine.faults import fault
-from usina.engine.hand import Hand, Held
+from usina.engine.hand import Finisher, Hand, Held
 from usina.engine.pace import Pace
 from usina.engine.placer import Placer
 from usina.engine.plans import NotReadyYet
@@ -151,6 +166,9 @@ class Reconciler:
         except DriverError as error:
             log.warning("step failed", resource=job.resource.id, error=error.public, detail=error.detail)
             await self._failed(job, error.public, lasting=error.lasting)
+        except QuotaExceeded as error:
+            whose = "tenant" if is_id(str(error.data.get("scope")), "tenant") else "project"
+            await self._waits(job, "quota", f"the {whose}'s quota is used up; it waits until some is free")
         except (Stale, Unavailable) as error:
             await self._failed(job, error.message, lasting=False)
         except Exception as error:
@@ -168,11 +186,11 @@ class Reconciler:
                 return
             await self._show(job, decision.phase)
             for step in decision.steps:
-                if not await self._take_step(job, hand, step):
+                if not await self._take_step(job, hand, step, seen):
                     return
         await self._record(job, Decision(job.resource.phase, due=self._now() + 1))
 
-    async def _take_step(self, job: Job, hand: Hand, step: Step) -> bool:
+    async def _take_step(self, job: Job, hand: Hand, step: Step, seen: Any) -> bool:
         """Take one step; False when the lease has ended with it."""
         if isinstance(step, Forget):
             fault("before:Forget")
@@ -180,13 +198,20 @@ class Reconciler:
             return False
         if isinstance(step, Place):
             return await self._place(job, hand, step)
+        if isinstance(step, PlaceTogether):
+            return await self._place_together(job, step)
+        if isinstance(step, Finish):
+            await self._finish(job, hand, step, seen)
+            return False
         word = type(step).__name__
         started = time.monotonic()
 
-        async def report(status: Any) -> None:
+        async def report(status: Any, more: Callable[[Work, Lease], None] | None = None) -> None:
             job.resource = replace(job.resource, status=status, updated_at=self._now())
             work = self._store.work()
-            work.observe(job.resource, job.lease, due=self._now(), keep=True)
+            work.observe(job.resource, job.lease, keep=True)
+            if more is not None:
+                more(work, job.lease)
             await work.commit()
 
         if isinstance(step, _BRINGING) and job.resource.generation > 1:
@@ -225,7 +250,8 @@ class Reconciler:
     async def _place(self, job: Job, hand: Hand, step: Place) -> bool:
         presences = hand.presences(job.resource)
         fault("before:Place")
-        answer = await self._placer.claim(job.resource, step.needs, job.held.claim, presences, job.lease)
+        wanted = replace(job.resource, status=hand.placing(job.resource))
+        answer = await self._placer.claim(wanted, step.needs, job.held.claim, presences, job.lease)
         fault("after:Place")
         if isinstance(answer, Refusal):
             await self._refused(job, answer)
@@ -234,6 +260,54 @@ class Reconciler:
         job.held = Held(claim, (claim,))
         return True
 
+    async def _place_together(self, job: Job, step: PlaceTogether) -> bool:
+        parts = await self._store.resources.get_many(step.parts)
+        if len(parts) < len(step.parts):
+            raise Stale("a part is gone")
+        fault("before:PlaceTogether")
+        begun = [replace(parts[id], status=task_decide.begun(parts[id])) for id in step.parts]
+        gang = task_decide.gang_of(job.resource, self._now())
+        answer = await self._placer.claim_together(job.resource, begun, gang.needs, job.lease)
+        fault("after:PlaceTogether")
+        if isinstance(answer, Refusal):
+            await self._refused(job, answer)
+            return False
+        job.told.append(self._event(job, "step", _told(step), {"step": "PlaceTogether"}))
+        self._hint.set()
+        return True
+
+    async def _finish(self, job: Job, hand: Hand, step: Finish, seen: Any) -> None:
+        """The end of a run: what it leaves, its claim, its quota and its last phase in one commit."""
+        finisher = cast(Finisher, hand)
+        now = self._now()
+        work = self._store.work()
+        fault("before:Finish")
+        status = await finisher.finish(job.resource, seen, work, job.lease)
+        resource = job.resource
+        good = step.phase is Phase.SUCCEEDED
+        conditions = with_condition(resource.conditions, "Finished", good, step.phase.value, status.message, now)
+        held, job.held = job.held, Held(None)
+        job.resource = replace(
+            resource,
+            status=status,
+            phase=step.phase,
+            observed=resource.generation,
+            attempts=0,
+            conditions=with_condition(conditions, "Working", True, "settled", "", now),
+            updated_at=now,
+        )
+        self._add_told(job, work)
+        work.observe(job.resource, job.lease)
+        work.drop_claims(resource.id, list(held.everywhere), job.lease)
+        for scope in (resource.tenant, resource.project):
+            work.charge(scope, amounts_placed(resource.spec).negative(), job.lease)
+        text = f"is {step.phase.value}" + (f": {status.message}" if status.message else "")
+        work.emit(self._event(job, step.phase.value, text, {"code": status.code} if status.code is not None else {}))
+        await self._commit(work)
+        fault("after:Finish")
+        finisher.cleared(job.resource, held)
+        self._hint.set()
+
     async def _show(self, job: Job, phase: Phase) -> None:
         """Let people see the phase while its steps are under way."""
         if phase is job.resource.phase:
@@ -241,7 +315,7 @@ class Reconciler:
         job.resource = replace(job.resource, phase=phase, updated_at=self._now())
         work = self._store.work()
         self._add_told(job, work)
-        work.observe(job.resource, job.lease, due=self._now(), keep=True)
+        work.observe(job.resource, job.lease, keep=True)
         work.emit(self._event(job, phase.value, f"is {phase.value}"))
         job.before = phase
         await work.commit()
@@ -279,23 +353,28 @@ class Reconciler:
         fault("after:Record")
 
     async def _refused(self, job: Job, refusal: Refusal) -> None:
+        what = "cannot be placed" if job.held.claim is None else "cannot grow"  # a resize: it stays what it is
+        await self._waits(job, "no-room", refusal.message, what, refusal.reasons)
+
+    async def _waits(
+        self, job: Job, reason: str, message: str, what: str = "waits", reasons: Mapping[str, int] | None = None
+    ) -> None:
+        """There is no place for it now: say why, once, and try again."""
         now = self._now()
         resource = job.resource
-        message = refusal.message
         told = next((c for c in resource.conditions if c.kind == "Placed"), None)
         work = self._store.work()
         attempts = resource.attempts + 1
-        growing = job.held.claim is not None  # a resize that does not fit: it stays what it is
         job.resource = replace(
             resource,
             attempts=attempts,
-            conditions=with_condition(resource.conditions, "Placed", False, "no-room", message, now),
+            conditions=with_condition(resource.conditions, "Placed", False, reason, message, now),
             updated_at=now,
         )
         work.observe(job.resource, job.lease, due=now + min(10.0, pause(attempts)))
         if told is None or told.message != message:
-            what = "cannot grow" if growing else "cannot be placed"
-            work.emit(self._event(job, "refused", f"{what}: {message}", {"reasons": dict(refusal.reasons)}))
+            data = {"reasons": dict(reasons)} if reasons else {}
+            work.emit(self._event(job, "refused", f"{what}: {message}", data))
         await self._commit(work)
 
     async def _failed(self, job: Job, message: str, *, lasting: bool) -> None:
@@ -323,8 +402,11 @@ class Reconciler:
         work = self._store.work()
         self._add_told(job, work)
         work.forget(resource, job.lease)
+        self._hands[resource.kind].leave(resource, work, job.lease)
         work.drop_claims(resource.id, list(job.held.everywhere), job.lease)
         amounts = amounts_of(resource.kind, resource.spec)
+        if job.held.everywhere:
+            amounts = amounts.plus(amounts_placed(resource.spec))
         for scope in (resource.tenant, resource.project):
             work.charge(scope, amounts.negative(), job.lease)
         work.emit(self._event(job, "deleted", "is gone; everything it held is free"))
@@ -359,5 +441,6 @@ class Reconciler:
 
 def _told(step: Step) -> str:
     """A step in the words of a story: ``Start``, ``AttachVolume vol-…``."""
-    parts = [str(getattr(step, name)) for name in step.__dataclass_fields__ if name not in ("grace", "token")]
-    return " ".join([type(step).__name__, *parts])
+    values = [getattr(step, name) for name in step.__dataclass_fields__ if name not in ("grace", "token")]
+    told = [f"{len(value)} parts" if isinstance(value, tuple) else str(value) for value in values]
+    return " ".join([type(step).__name__, *told])

@@ -1,4 +1,4 @@
-"""Housekeeping: idempotency keys are forgotten after a day."""
+"""Housekeeping: idempotency keys are forgotten after a day, and so is content that nothing uses."""
 
 from __future__ import annotations
 
@@ -7,22 +7,37 @@ import asyncio
 import structlog
 
 from usina.core.clock import Clock
+from usina.ports.blobs import Blobs
+from usina.store import tasks as writers
 from usina.store.store import Store
 
 log = structlog.get_logger()
 
 EVERY = 600.0
-REQUESTS_KEPT = 24 * 3600.0
+KEPT = 24 * 3600.0
 
 
 class Tidy:
-    def __init__(self, store: Store, clock: Clock) -> None:
-        self._store, self._clock = store, clock
+    def __init__(self, store: Store, clock: Clock, blobs: Blobs) -> None:
+        self._store, self._clock, self._blobs = store, clock, blobs
 
     async def run(self) -> None:
         while True:
             try:
-                await self._store.resources.forget_requests(self._clock.now() - REQUESTS_KEPT)
+                await self._store.resources.forget_requests(self._clock.now() - KEPT)
+                await self._drop_blobs()
             except Exception:
                 log.exception("tidying failed")
             await asyncio.sleep(EVERY)
+
+    async def _drop_blobs(self) -> None:
+        stale = await self._store.tasks.stale_blobs(self._clock.now() - KEPT)
+        if not stale:
+            return
+        work = self._store.work()
+        for project, digest in stale:
+            writers.drop_blob(work, project, digest)
+        await work.commit()
+        for _, digest in stale:
+            if not await self._store.tasks.blob_is_owned(digest):
+                await self._blobs.drop(digest)

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from usina.core.capacity import LEVELS, Claim, Device, Holding, HostState, Inventory, Part, Provider
+from usina.core.capacity import LEVELS, QUEUE, Claim, Device, Holding, HostState, Inventory, Part, Provider
 from usina.placement.layout import WHOLE, Layout, Layouts
 from usina.placement.within import held_with, held_without
 
@@ -160,7 +161,10 @@ class Fleet:
         return ((row, self._providers[row]) for row in self._maintained if self.present[row])
 
     def put(self, provider: Provider) -> int:
-        """A host as it is now, new or changed; gives its row."""
+        """A host as it is now, new or changed; gives its row. One with a queue of its own is never full: what is on it
+        is for its queue to mind."""
+        if QUEUE in provider.inventory.traits:
+            provider = _emptied(provider)
         row = self.rows.get(provider.id)
         if row is None:
             row = self.size
@@ -234,6 +238,8 @@ class Fleet:
 
     def _change(self, claim: Claim, sign: int) -> None:
         row = self.rows[claim.provider]
+        if QUEUE in self._providers[row].inventory.traits:
+            return
         self._pending.setdefault(row, []).append((claim, sign))
         if claim.cpus or claim.nodes or claim.hugepage or not self._change_devices(row, claim.devices, sign):
             self._load(row, self.provider(row))
@@ -366,3 +372,16 @@ class Fleet:
             self.gpus[row, slot] = max(0, self.gpus[row, slot] - times * part.share)
         else:
             self.gpus[row, slot] = 0
+
+
+def _emptied(provider: Provider) -> Provider:
+    return replace(
+        provider,
+        used_cores=0,
+        used_memory=0,
+        used_disk=0,
+        taken_cpus=frozenset(),
+        taken_devices={},
+        used_hugepages={},
+        bound_memory={},
+    )

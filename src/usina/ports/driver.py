@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from usina.core.capacity import Inventory
 from usina.core.machine import ImageFiles, MachinePlan, NetworkPlan, Rule, Seen, VolumePlan
+from usina.ports.tasks import TaskDriver
 
 
 class DriverError(Exception):
@@ -162,11 +163,29 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class DriverPlugin:
-    """What a driver folder exports as `PLUGIN`."""
+    """What a driver folder exports as `PLUGIN`. It can make machines (`open`), run tasks (`tasks`), or both."""
 
     name: str
     summary: str
     options: Mapping[str, str]  # option -> one sentence; anything else is refused
     check: Callable[[Mapping[str, Any]], None]  # raises core.errors.Invalid naming the option
-    open: Callable[[HostSettings], Driver]
     diagnose: Callable[[], Awaitable[list[Check]]]  # what this machine has and lacks to use the driver locally
+    open: Callable[[HostSettings], Driver] | None = None
+    tasks: Callable[[HostSettings], TaskDriver] | None = None
+    stack: str = ""  # the word that tasks ask for it with: "local", "container", "slurm"
+    queues: bool = False  # the stack has a queue of its own, and runs arrays and gangs as a whole
+    people: bool = False  # tasks run as the member's own Unix identity there
+    parts: Callable[[HostSettings], Awaitable[list[Part]]] | None = None  # providers behind one connection
+    realm: Callable[[Mapping[str, Any]], str] | None = None  # what shares one set of accounts, of the options
+
+    def realm_of(self, options: Mapping[str, Any]) -> str:
+        """The set of accounts that a member is looked up in."""
+        return f"{self.name}:{self.realm(options)}" if self.realm is not None else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of several providers behind one connection, such as a partition of a cluster."""
+
+    name: str  # "main"; its host is called <name of the connection>-main
+    options: Mapping[str, Any]  # all that is needed to open it

@@ -21,13 +21,19 @@ from usina.engine.goods import GoodsHand, NetworkHand, SecurityGroupHand, Volume
 from usina.engine.hand import Hand
 from usina.engine.images import ImageHand
 from usina.engine.machines import MachineHand
+from usina.engine.orphans import Orphans
 from usina.engine.placer import Placer
 from usina.engine.plans import Plans
 from usina.engine.reconcile import Reconciler
+from usina.engine.samples import Samples
+from usina.engine.task_plans import TaskPlans
+from usina.engine.tasks import TaskHand
 from usina.engine.tidy import Tidy
 from usina.placement import Policies
 from usina.ports.driver import DriverPlugin
 from usina.server.settings import Settings, factory_id, instance_id, master_key
+from usina.server.vault import MasterVault
+from usina.services.blobs import BlobFolder
 from usina.services.images.cache import default_cache
 from usina.services.images.catalogue import RECIPES
 from usina.services.images.fetch import Reach
@@ -55,19 +61,24 @@ class Factory:
         )
         self.fleet = Fleet(store, plugins, clock, settings.data_dir, factory_id(master))
         plans = Plans(store)
+        blobs, vault = BlobFolder(settings.data_dir / "blobs"), MasterVault(master)
+        task_plans = TaskPlans(store, blobs, vault, plugins)
         hands: dict[Kind, Hand] = {
             Kind.MACHINE: MachineHand(self.fleet, plans),
             Kind.VOLUME: VolumeHand(store, self.fleet, plans),
             Kind.NETWORK: NetworkHand(store, self.fleet, plans),
             Kind.SECURITY_GROUP: SecurityGroupHand(store, self.fleet, plans),
             Kind.FORWARD: GoodsHand(store, self.fleet, plans),
+            Kind.TASK: TaskHand(store, self.fleet, clock, task_plans, blobs, _queues(plugins)),
             Kind.IMAGE: ImageHand(store, self.fleet, plans, library, settings.upload_limit),
         }
         policies = Policies.of(settings.policies)
         self.placer = Placer(store, clock, policies)
         self.reconciler = Reconciler(store, self.leases, clock, self.placer, hands)
         self.forwards = Forwards(store, self.fleet, settings.bind)
-        self.tidy = Tidy(store, clock)
+        self.tidy = Tidy(store, clock, blobs)
+        self.orphans = Orphans(store, self.fleet)
+        self.samples = Samples(store, self.fleet, clock)
         self.fleet.wake = self.reconciler.wake
         self.house = House(
             store=store,
@@ -82,6 +93,8 @@ class Factory:
             doors=Doors(store, clock, master),
             upload_limit=settings.upload_limit,
             policies=policies,
+            blobs=blobs,
+            vault=vault,
             recipes={name: recipe.user for name, recipe in RECIPES.items()},
         )
 
@@ -94,8 +107,15 @@ class Factory:
                 "reconciler": self.reconciler.run(),
                 "forwards": self.forwards.run(),
                 "tidy": self.tidy.run(),
+                "orphans": self.orphans.run(),
+                "samples": self.samples.run(),
             }
         return [asyncio.create_task(task, name=name) for name, task in tasks.items()]
+
+
+def _queues(plugins: Mapping[str, DriverPlugin]) -> dict[str, bool]:
+    """Stack → whether it has a queue of its own."""
+    return {plugin.stack: plugin.queues for plugin in plugins.values() if plugin.tasks is not None}
 
 
 @asynccontextmanager

@@ -54,6 +54,14 @@ class Events:
         row = await self._database.first(select(func.coalesce(func.max(events.c.seq), 0)))
         return int(row[0]) if row else 0
 
+    async def last_at(self, subject: str, kind: str) -> float:
+        """When an event of this kind was last told of an object; 0 when never."""
+        query = select(func.coalesce(func.max(events.c.at), 0.0)).where(
+            events.c.subject == subject, events.c.kind == kind
+        )
+        row = await self._database.first(query)
+        return float(row[0]) if row else 0.0
+
     async def last_of(self, prefix: str) -> int:
         """The newest sequence number of events whose kind begins with `prefix`; 0 when there is none."""
         query = select(func.coalesce(func.max(events.c.seq), 0)).where(

@@ -36,6 +36,16 @@ _TERMS = (
     .where(providers.c.id == _b("b_id"), providers.c.generation == _b("b_generation"))
     .values(terms=_b("b_terms"), cpu_ratio=_b("b_cpu_ratio"), generation=providers.c.generation + 1)
 )
+_ALSO = (
+    update(providers)
+    .where(providers.c.id == _b("b_id"))
+    .values(
+        also=_b("b_also"),
+        options=_b("b_options"),
+        inventory=_b("b_inventory"),
+        generation=providers.c.generation + 1,
+    )
+)
 _SEEN = (
     update(providers)
     .where(providers.c.id == _b("b_id"))
@@ -104,7 +114,13 @@ class Hosts:
 
 
 def _host(row: Any, held: list[Claim]) -> Host:
-    return Host(rows.provider(row, held), row.created_at, msgspec.json.decode(row.options), row.message)
+    return Host(
+        rows.provider(row, held),
+        row.created_at,
+        msgspec.json.decode(row.options),
+        row.message,
+        msgspec.json.decode(row.also),
+    )
 
 
 def add(work: Work, host: Host, grant: Grant) -> None:
@@ -114,6 +130,7 @@ def add(work: Work, host: Host, grant: Grant) -> None:
         "name": provider.name,
         "driver": provider.driver,
         "options": rows.encode(host.options),
+        "also": rows.encode(host.also),
         "state": provider.state.value,
         "generation": provider.generation,
         "inventory": rows.encode(provider.inventory),
@@ -143,6 +160,17 @@ def set_state(work: Work, host: str, state: HostState, grant: Grant) -> None:
 
 def set_cordoned_devices(work: Work, host: str, devices: frozenset[str], grant: Grant) -> None:
     work.write(CHANGE, _DEVICES, {"b_id": host, "b_devices": rows.encode(sorted(devices))}, 1, missing("host"))
+
+
+def set_drivers(work: Work, host: Host, grant: Grant) -> None:
+    """The further drivers of a host, its options, and what it has with all of them."""
+    values = {
+        "b_id": host.id,
+        "b_also": rows.encode(host.also),
+        "b_options": rows.encode(host.options),
+        "b_inventory": rows.encode(host.provider.inventory),
+    }
+    work.write(CHANGE, _ALSO, values, 1, missing("host"))
 
 
 def set_terms(work: Work, provider: Provider, grant: Grant) -> None:

@@ -235,7 +235,7 @@ def note_use(work: Work, key: str, at: Instant) -> None:
 
 
 def set_limits(work: Work, quota: Quota, grant: Grant) -> None:
-    values: dict[str, Any] = {f"b_{m}": quota.limits.get(m) for m in MEASURES}
+    values: dict[str, Any] = {f"b_{m}": rows.measured(m, quota.limits.get(m)) for m in MEASURES}
     work.write(CHANGE, _LIMIT, {"b_scope": quota.scope} | values, 1, missing("quota"))
 
 

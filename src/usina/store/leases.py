@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, bindparam, or_, select, update
+from sqlalchemy import Connection, bindparam, case, or_, select, update
 
 from usina.core.capacity import Claim
 from usina.core.grant import Lease
@@ -28,7 +28,7 @@ _DUE = (
 _LEASE = (
     update(resources)
     .where(resources.c.id.in_(_DUE))
-    .values(lease_owner=bindparam("b_owner"), lease_until=bindparam("b_until"))
+    .values(lease_owner=bindparam("b_owner"), lease_until=bindparam("b_until"), due_at=bindparam("b_until"))
     .returning(*resources.c)
 )
 _ANY_DUE = (
@@ -42,7 +42,10 @@ _ANY_DUE = (
 _RENEW = (
     update(resources)
     .where(resources.c.lease_owner == bindparam("b_owner"), resources.c.lease_until >= bindparam("b_now"))
-    .values(lease_until=bindparam("b_until"))
+    .values(
+        lease_until=bindparam("b_until"),
+        due_at=case((resources.c.due_at == resources.c.lease_until, bindparam("b_until")), else_=resources.c.due_at),
+    )
 )
 _WAKE = (
     update(resources)
@@ -55,10 +58,12 @@ _WAKE = (
 _INHERIT = (
     update(resources)
     .where(resources.c.lease_owner.like(bindparam("b_lives")))
-    .values(lease_owner=None, lease_until=None)
+    .values(lease_owner=None, lease_until=None, due_at=0.0)
 )
 _LET_GO = (
-    update(resources).where(resources.c.lease_owner == bindparam("b_owner")).values(lease_owner=None, lease_until=None)
+    update(resources)
+    .where(resources.c.lease_owner == bindparam("b_owner"))
+    .values(lease_owner=None, lease_until=None, due_at=0.0)
 )
 
 

@@ -52,11 +52,15 @@ class Resources:
         phase: Phase | None = None,
         name: str | None = None,
         provider: str | None = None,
+        whole: bool = False,
     ) -> list[AnyResource]:
-        """Up to `limit` resources of `kind` in order of id, past `after`. `projects` None means every project."""
+        """Up to `limit` resources of `kind` in order of id, past `after`. `projects` None means every project; `whole`
+        leaves parts of others out."""
         query: Select[Any] = select(resources).where(resources.c.kind == kind.value, resources.c.id > after)
         if projects is not None:
             query = query.where(resources.c.project.in_(projects))
+        if whole:
+            query = query.where(resources.c.parent.is_(None))
         if tenant is not None:
             query = query.where(resources.c.tenant == tenant)
         if phase is not None:
@@ -73,9 +77,9 @@ class Resources:
         return [rows.resource(row) for row in found]
 
     async def on_provider(self, provider: str) -> dict[str, str]:
-        """Machines on a provider: id → phase."""
+        """Machines and tasks on a provider: id → phase."""
         query = select(resources.c.id, resources.c.phase).where(
-            resources.c.provider == provider, resources.c.kind == Kind.MACHINE.value
+            resources.c.provider == provider, resources.c.kind.in_([Kind.MACHINE.value, Kind.TASK.value])
         )
         return {row.id: row.phase for row in await self._database.fetch(query)}
 

@@ -14,6 +14,7 @@ from usina.core.capacity import Claim, Holding, HostState, Inventory, Provider, 
 from usina.core.event import Event
 from usina.core.machine import MachineSpec, MachineStatus, group_of
 from usina.core.resource import AnyResource, Condition, Kind, Phase, Resource
+from usina.core.task import TaskSpec, TaskStatus
 from usina.core.tenancy import MEASURES, Amounts, Key, Member, Project, Quota, Role, Tenant
 
 encode = msgspec.json.encode
@@ -25,6 +26,7 @@ _SPECS: dict[Kind, tuple[type, type]] = {
     Kind.IMAGE: (goods.ImageSpec, goods.ImageStatus),
     Kind.SECURITY_GROUP: (goods.SecurityGroupSpec, goods.NoStatus),
     Kind.FORWARD: (goods.ForwardSpec, goods.NoStatus),
+    Kind.TASK: (TaskSpec, TaskStatus),
 }
 _DECODERS: dict[Kind, tuple[msgspec.json.Decoder[Any], msgspec.json.Decoder[Any]]] = {
     kind: (msgspec.json.Decoder(spec), msgspec.json.Decoder(status)) for kind, (spec, status) in _SPECS.items()
@@ -36,6 +38,25 @@ _INVENTORY = msgspec.json.Decoder(Inventory)
 _TERMS = msgspec.json.Decoder(Terms)
 _STRINGS = msgspec.json.Decoder(tuple[str, ...])
 _FREE = msgspec.json.Decoder(dict[str, Any])
+
+
+def milli(cores: float) -> int:
+    """Cores as columns count them."""
+    return round(cores * 1000)
+
+
+def cores(milli: int) -> float:
+    """Cores of a column; whole ones as whole numbers."""
+    return milli // 1000 if milli % 1000 == 0 else milli / 1000
+
+
+def measured(measure: str, value: float | None) -> int | None:
+    """An amount as columns hold it."""
+    return None if value is None else milli(value) if measure == "cores" else int(value)
+
+
+def _unmeasured(measure: str, value: int | None) -> Any:
+    return value if value is None or measure != "cores" else cores(value)
 
 
 def resource_values(resource: AnyResource) -> dict[str, Any]:
@@ -58,6 +79,7 @@ def resource_values(resource: AnyResource) -> dict[str, Any]:
         "labels": encode(resource.labels),
         "created_at": resource.created_at,
         "updated_at": resource.updated_at,
+        "parent": resource.parent,
     }
 
 
@@ -82,6 +104,7 @@ def resource(row: Row[Any]) -> AnyResource:
         deleting=row.deleting,
         attempts=row.attempts,
         labels=_LABELS.decode(row.labels) if row.labels != b"{}" else {},
+        parent=row.parent,
     )
 
 
@@ -142,7 +165,7 @@ def provider(row: Row[Any], held: list[Claim]) -> Provider:
         generation=row.generation,
         inventory=inventory(row.inventory),
         cpu_ratio=row.cpu_ratio,
-        used_cores=row.used_cores,
+        used_cores=cores(row.used_cores),
         used_memory=row.used_memory,
         used_disk=row.used_disk,
         taken_cpus=frozenset(cpu for one in held for cpu in one.cpus),
@@ -196,8 +219,8 @@ def quota(row: Row[Any]) -> Quota:
     mapping = row._mapping
     return Quota(
         scope=row.scope,
-        limits={m: mapping[f"limit_{m}"] for m in MEASURES},
-        used=Amounts(**{m: mapping[f"used_{m}"] for m in MEASURES}),
+        limits={m: _unmeasured(m, mapping[f"limit_{m}"]) for m in MEASURES},
+        used=Amounts(**{m: _unmeasured(m, mapping[f"used_{m}"]) or 0 for m in MEASURES}),
     )
 
 

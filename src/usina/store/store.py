@@ -11,6 +11,7 @@ from usina.store.identity import Identity
 from usina.store.leases import Leases
 from usina.store.migrate import migrate
 from usina.store.resources import Resources
+from usina.store.tasks import Tasks
 from usina.store.work import Work
 
 
@@ -23,6 +24,7 @@ class Store:
         self.identity = Identity(self.database)
         self.hosts = Hosts(self.database)
         self.events = Events(self.database)
+        self.tasks = Tasks(self.database)
 
     async def start(self) -> None:
         """Bring the schema to this release, then open for writing."""

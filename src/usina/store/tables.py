@@ -1,4 +1,5 @@
-"""The tables. JSON columns hold msgspec documents of the frozen dataclasses in `core`; times are epoch seconds.
+"""The tables. JSON columns hold msgspec documents of the frozen dataclasses in `core`; times are epoch seconds, cores
+are counted in thousandths, so that sums are exact.
 
 `revision` of the schema is in `migrations/`; this module is what the newest revision looks like.
 """
@@ -82,10 +83,10 @@ quotas = Table(
     "quotas",
     metadata,
     Column("scope", String, primary_key=True),
-    *(Column(f"limit_{m}", BigInteger) for m in ("machines", "cores", "memory", "disk", "gpus", "addresses")),
+    *(Column(f"limit_{m}", BigInteger) for m in ("machines", "cores", "memory", "disk", "gpus", "addresses", "tasks")),
     *(
         Column(f"used_{m}", BigInteger, nullable=False, default=0)
-        for m in ("machines", "cores", "memory", "disk", "gpus", "addresses")
+        for m in ("machines", "cores", "memory", "disk", "gpus", "addresses", "tasks")
     ),
 )
 
@@ -96,6 +97,7 @@ providers = Table(
     Column("name", String, nullable=False, unique=True),
     Column("driver", String, nullable=False),
     Column("options", LargeBinary, nullable=False),
+    Column("also", LargeBinary, nullable=False, default=b"{}"),  # further drivers of the same host: name -> options
     Column("state", String, nullable=False),
     Column("generation", Integer, nullable=False, default=1),
     Column("inventory", LargeBinary, nullable=False),
@@ -147,9 +149,11 @@ resources = Table(
     Column("due_at", Double),
     Column("lease_owner", String),
     Column("lease_until", Double),
+    Column("parent", String),
     Index("resources_listing", "project", "kind", "id"),
     Index("resources_due", "due_at"),
     Index("resources_provider", "provider"),
+    Index("resources_parent", "parent"),
 )
 
 # A row says "this key is taken in this scope, by this owner": names, addresses, subnets, ports, who uses what, and who
@@ -183,6 +187,52 @@ events = Table(
     Index("events_project", "project", "seq"),
     Index("events_kind", "kind", "seq"),
     sqlite_autoincrement=True,
+)
+
+# What runs of tasks have said, in pieces of whole lines; `start` is the position in the log of that run.
+task_logs = Table(
+    "task_logs",
+    metadata,
+    Column("task", String, nullable=False),
+    Column("run", Integer, nullable=False),
+    Column("start", BigInteger, nullable=False),
+    Column("size", BigInteger, nullable=False),  # bytes of text
+    Column("first_at", BigInteger, nullable=False),  # milliseconds
+    Column("last_at", BigInteger, nullable=False),
+    Column("data", LargeBinary, nullable=False),  # zlib
+    PrimaryKeyConstraint("task", "run", "start"),
+)
+
+task_usage = Table(
+    "task_usage",
+    metadata,
+    Column("task", String, nullable=False),
+    Column("run", Integer, nullable=False),
+    Column("at", Double, nullable=False),
+    Column("sample", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("task", "run", "at"),
+)
+
+# Content that a project has given or got; the bytes lie in a folder by digest, once for all who have them.
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("project", String, nullable=False),
+    Column("digest", String, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("used_at", Double, nullable=False),
+    PrimaryKeyConstraint("project", "digest"),
+    Index("blobs_digest", "digest"),
+)
+
+# Who a member is on stacks that know people: a realm is a cluster, or whatever shares a set of accounts.
+identities = Table(
+    "identities",
+    metadata,
+    Column("realm", String, nullable=False),
+    Column("member", String, nullable=False),
+    Column("name", String, nullable=False),
+    PrimaryKeyConstraint("realm", "member"),
 )
 
 # Idempotency keys of orders: the same key with the same request gives the same resource.

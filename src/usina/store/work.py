@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import and_, bindparam, case, delete, exists, insert, null, or_, select, update
+from sqlalchemy import and_, bindparam, case, delete, exists, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from usina.core.capacity import Claim
 from usina.core.errors import Conflict, NotFound, QuotaExceeded, Stale, UsinaError
 from usina.core.event import Event
 from usina.core.grant import Lease, Proof
-from usina.core.resource import AnyResource
+from usina.core.resource import AnyResource, Phase
 from usina.core.tenancy import MEASURES, Amounts
 from usina.core.units import Instant
 from usina.store import rows
@@ -57,21 +57,36 @@ _LEAVE = (
         due_at=_b("b_at"),
     )
 )
-# A wish that arrives while the engine works must not lose its wake-up: the due time falls back to "now".
-_OBSERVE = (
+# A lease sets the due time to its own end. An earlier one means that a wish or a hint came while the engine worked, and
+# must not be lost.
+_LEASED = update(resources).where(resources.c.id == _b("b_id"), resources.c.lease_owner == _b("b_owner"))
+_SEEN: dict[str, Any] = {
+    "status": _b("b_status"),
+    "observed": _b("b_observed"),
+    "phase": _b("b_phase"),
+    "conditions": _b("b_conditions"),
+    "provider": _b("b_provider"),
+    "attempts": case((resources.c.generation == _b("b_generation"), _b("b_attempts")), else_=0),
+    "updated_at": _b("b_at"),
+}
+_KEEP = _LEASED.values(_SEEN)
+_OBSERVE = _LEASED.values(
+    _SEEN
+    | {
+        "due_at": case((resources.c.due_at < resources.c.lease_until, resources.c.due_at), else_=_b("b_due")),
+        "lease_owner": None,
+        "lease_until": None,
+    }
+)
+_PLACE_PART = (
     update(resources)
-    .where(resources.c.id == _b("b_id"), resources.c.lease_owner == _b("b_owner"))
+    .where(resources.c.id == _b("b_id"), resources.c.provider.is_(None), resources.c.lease_owner.is_(None))
     .values(
-        status=_b("b_status"),
-        observed=_b("b_observed"),
-        phase=_b("b_phase"),
-        conditions=_b("b_conditions"),
         provider=_b("b_provider"),
-        attempts=case((resources.c.generation == _b("b_generation"), _b("b_attempts")), else_=0),
+        status=_b("b_status"),
+        phase=Phase.BUILDING.value,
         updated_at=_b("b_at"),
-        due_at=case((resources.c.generation == _b("b_generation"), _b("b_due")), else_=_b("b_at")),
-        lease_owner=_b("b_keep"),
-        lease_until=case((_b("b_keep").is_(null()), null()), else_=resources.c.lease_until),
+        due_at=_b("b_at"),
     )
 )
 _FORGET = delete(resources).where(resources.c.id == _b("b_id"), resources.c.lease_owner == _b("b_owner"))
@@ -153,6 +168,10 @@ class Work:
         self._database = database
         self.writes: list[Write] = []
 
+    @property
+    def is_sqlite(self) -> bool:
+        return self._database.is_sqlite
+
     def write(
         self,
         rank: int,
@@ -198,28 +217,31 @@ class Work:
             lambda: Conflict(f"{resource.kind.value.replace('_', ' ')} {resource.name} is in use", code="in-use"),
         )
 
-    def observe(self, resource: AnyResource, lease: Lease, *, due: Instant | None, keep: bool = False) -> None:
-        """What the engine saw. Writes status, never the wish. Ends the lease unless `keep`."""
-        self.write(
-            CHANGE,
-            _OBSERVE,
-            {
-                "b_id": resource.id,
-                "b_owner": lease.owner,
-                "b_status": rows.encode(resource.status),
-                "b_observed": resource.observed,
-                "b_phase": resource.phase.value,
-                "b_conditions": rows.encode(resource.conditions),
-                "b_provider": resource.provider,
-                "b_attempts": resource.attempts,
-                "b_generation": resource.generation,
-                "b_at": resource.updated_at,
-                "b_due": due,
-                "b_keep": lease.owner if keep else None,
-            },
-            1,
-            LeaseLost,
-        )
+    def observe(self, resource: AnyResource, lease: Lease, *, due: Instant | None = None, keep: bool = False) -> None:
+        """What the engine saw. Writes status, never the wish. Ends the lease, and says when to look again, unless
+        `keep`."""
+        values = {
+            "b_id": resource.id,
+            "b_owner": lease.owner,
+            "b_status": rows.encode(resource.status),
+            "b_observed": resource.observed,
+            "b_phase": resource.phase.value,
+            "b_conditions": rows.encode(resource.conditions),
+            "b_provider": resource.provider,
+            "b_attempts": resource.attempts,
+            "b_generation": resource.generation,
+            "b_at": resource.updated_at,
+        }
+        if keep:
+            self.write(CHANGE, _KEEP, values, 1, LeaseLost)
+        else:
+            self.write(CHANGE, _OBSERVE, values | {"b_due": due}, 1, LeaseLost)
+
+    def place_part(self, part: AnyResource, lease: Lease, at: Instant) -> None:
+        """A part was given its place under the lease of its whole, and has its turn. Raises `Stale` if it is leased or
+        was placed already."""
+        values = {"b_id": part.id, "b_provider": part.provider, "b_status": rows.encode(part.status), "b_at": at}
+        self.write(CHANGE, _PLACE_PART, values, 1, Stale.meanwhile)
 
     def forget(self, resource: AnyResource, lease: Lease) -> None:
         """The end of a resource: its row, its claims' particulars and all it had reserved."""
@@ -279,7 +301,7 @@ class Work:
     def charge(self, scope: str, amounts: Amounts, proof: Proof) -> None:
         """Count `amounts` (negative: give back) against the quota of `scope`. Raises `QuotaExceeded`."""
         if amounts:
-            values = {f"b_{m}": getattr(amounts, m) for m in MEASURES}
+            values = {f"b_{m}": rows.measured(m, getattr(amounts, m)) for m in MEASURES}
             self.write(
                 COUNT,
                 _CHARGE,
@@ -331,7 +353,7 @@ def _claim_values(claim: Claim, resource: str) -> dict[str, Any]:
     return {
         "provider": claim.provider,
         "resource": resource,
-        "cores": claim.cores,
+        "cores": rows.milli(claim.cores),
         "memory": claim.memory,
         "disk": claim.disk,
         "exact": rows.encode(claim),
@@ -339,9 +361,9 @@ def _claim_values(claim: Claim, resource: str) -> dict[str, Any]:
     }
 
 
-def _sizes(claim: Claim) -> dict[str, float]:
+def _sizes(claim: Claim) -> dict[str, int]:
     """What counts against a provider's totals; memory in huge pages is counted by node instead."""
-    return {"b_cores": claim.cores, "b_memory": 0 if claim.hugepage else claim.memory, "b_disk": claim.disk}
+    return {"b_cores": rows.milli(claim.cores), "b_memory": 0 if claim.hugepage else claim.memory, "b_disk": claim.disk}
 
 
 _NOTE_SQLITE = sqlite.insert(claims).on_conflict_do_nothing()

@@ -12,6 +12,7 @@ from typing import Any
 from usina.core.errors import Invalid
 from usina.drivers.fake.driver import FakeDriver
 from usina.drivers.fake.hardware import MOST_VFS
+from usina.drivers.fake.tasks import STACK, FakeTasks
 from usina.ports.driver import Check, Driver, DriverPlugin, HostSettings
 
 _OPTIONS = {
@@ -66,5 +67,7 @@ PLUGIN = DriverPlugin(
     options=_OPTIONS,
     check=check,
     open=open_host,
+    tasks=FakeTasks,
+    stack=STACK,
     diagnose=diagnose,
 )

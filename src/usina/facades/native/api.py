@@ -10,7 +10,7 @@ from starlette.responses import HTMLResponse, Response
 
 from usina import __version__
 from usina.app.context import House
-from usina.facades.native import door, events, goods, hosts, identity, machines, placement, streams
+from usina.facades.native import door, events, goods, hosts, identity, machines, placement, streams, tasks
 from usina.facades.native.orders import ShortWay
 from usina.facades.native.pages import reference
 from usina.facades.native.views import Problem, SiteOut, reply
@@ -22,7 +22,15 @@ Send your key as `Authorization: Bearer usk-…`. Orders answer at once; what is
 
 
 _V1 = "/v1"
-_ORDERED = (machines.router, goods.volumes, goods.networks, goods.groups, goods.forwards, goods.images_router)
+_ORDERED = (
+    machines.router,
+    tasks.router,
+    goods.volumes,
+    goods.networks,
+    goods.groups,
+    goods.forwards,
+    goods.images_router,
+)
 
 
 def serve(house: House) -> ShortWay:
@@ -49,6 +57,7 @@ def make(house: House) -> FastAPI:
         *_ORDERED,
         hosts.router,
         placement.router,
+        tasks.blobs_router,
         identity.router,
         events.router,
         streams.router,

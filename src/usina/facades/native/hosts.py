@@ -11,7 +11,7 @@ from usina.app import host_terms, hosts
 from usina.core.capacity import HostState, Window
 from usina.core.units import parse_instant
 from usina.facades.native.door import Reader, RefPath, problems
-from usina.facades.native.models import HostChange, HostIn, WindowIn
+from usina.facades.native.models import AdoptIn, HostChange, HostIn, WindowIn
 from usina.facades.native.views import ClaimList, HostList, HostOut, claim_view, host_view, reply
 
 router = APIRouter(prefix="/hosts", tags=["hosts"], responses=problems(401, 403, 404, 409, 413, 422, 503))
@@ -22,7 +22,15 @@ DevicePath = Annotated[str, Path(pattern=r"^[0-9A-Za-z:._-]{1,64}$", description
 @router.post("", status_code=201, response_model=HostOut, summary="Take a host into service")
 async def add(context: Reader, body: HostIn) -> Response:
     """It is probed first; one that does not answer is not added."""
-    return reply(host_view(await hosts.add(context, body.name, body.driver, body.options, body.cpu_ratio)), 201)
+    host = await hosts.add(context, body.name, body.driver, body.options, body.cpu_ratio, body.also)
+    return reply(host_view(host), 201)
+
+
+@router.post("/adopt", status_code=201, response_model=HostList, summary="Take all parts of a cluster into service")
+async def adopt(context: Reader, body: AdoptIn) -> Response:
+    """Each partition becomes a host called `<name>-<partition>`; those that are there already stay as they are."""
+    made = await hosts.adopt(context, body.name, body.driver, body.options)
+    return reply({"items": [host_view(host) for host in made], "next": None}, 201)
 
 
 @router.get("", response_model=HostList, summary="List hosts")
@@ -47,6 +55,8 @@ async def change(context: Reader, ref: RefPath, body: HostChange) -> Response:
         maintenance=None if body.maintenance is None else _windows(body.maintenance),
         price=body.price,
     )
+    if body.also is not None:
+        await hosts.set_drivers(context, ref, body.also)
     return reply(host_view(await host_terms.change(context, ref, wanted)))
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from usina.core.capacity import DeviceKind, Numa
 from usina.core.goods import Visibility
 from usina.core.machine import Firmware, Restart
+from usina.core.task import Fulfils, Network
 
 NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 REF = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
@@ -92,6 +93,7 @@ class QuotaIn(Body):
     disk: Size | None = None
     gpus: Size | None = None
     addresses: Size | None = None
+    tasks: Size | None = None
 
 
 class HostIn(Body):
@@ -99,6 +101,15 @@ class HostIn(Body):
     driver: Ref
     options: dict[str, Any] = Field(default={}, max_length=50)
     cpu_ratio: float = Field(1.0, ge=0.1, le=64)
+    also: dict[Ref, dict[str, Any]] = Field(
+        default={}, max_length=8, description="Further drivers of the same host, with their options."
+    )
+
+
+class AdoptIn(Body):
+    name: Name
+    driver: Ref
+    options: dict[str, Any] = Field(default={}, max_length=50)
 
 
 class TopologyIn(Body):
@@ -127,6 +138,9 @@ class HostChange(Body):
     )
     maintenance: list[WindowIn] | None = Field(None, max_length=32, description="Instead of those there are.")
     price: int | None = Field(None, ge=0, le=1 << 53, description="Micro-credits an hour for all of it.")
+    also: dict[Ref, dict[str, Any] | None] | None = Field(
+        None, max_length=8, description="Further drivers to add or change; null takes one away."
+    )
 
 
 class ImageIn(Body):
@@ -283,3 +297,98 @@ class SnapshotIn(Body):
 
 class AttachIn(Body):
     volume: Ref
+
+
+Variables = Annotated[dict[str, Annotated[str, StringConstraints(max_length=1 << 17)]], Field(max_length=256)]
+PathText = Annotated[str, StringConstraints(max_length=1024)]
+DIGEST = r"^[0-9a-f]{64}$"
+Digest = Annotated[str, StringConstraints(pattern=DIGEST)]
+
+
+class FileIn(Body):
+    digest: Digest = Field(description="sha256 of content that was given to the project (`PUT /blobs/{digest}`).")
+    path: PathText = Field("", description="In the working directory, or absolute; empty with `unpack`: all of it.")
+    unpack: bool = Field(False, description="A tar.gz, unpacked there.")
+    mode: int = Field(0o644, ge=0, le=0o777)
+
+
+class HealthIn(Body):
+    """A command that exits 0, or a port that answers; with `path`, a page that is found."""
+
+    command: list[Annotated[str, StringConstraints(max_length=8192)]] = Field(default=[], max_length=256)
+    port: int = Field(0, ge=0, le=65535)
+    path: PathText = ""
+    every: float = Field(10.0, ge=1, le=3600, description="Seconds.")
+    limit: float = Field(5.0, gt=0, le=60, description="Seconds that an answer may take.")
+    failures: int = Field(3, ge=1, le=100, description="In a row, until it is unwell.")
+    patience: float = Field(60.0, ge=0, le=86400, description="Seconds after the start without consequences.")
+
+
+class DependencyIn(Body):
+    task: Ref
+    on: Annotated[Fulfils, Field(strict=False)] = Fulfils.SUCCESS
+
+
+class TaskDeviceIn(DeviceIn):
+    share: int = Field(0, ge=0, le=999, description="Thousandths of one device; 0: all of it.")
+    profile: Annotated[str, StringConstraints(max_length=40, pattern=r"^[A-Za-z0-9.+_-]+$")] | None = Field(
+        None, description='A partition: a MIG profile ("1g.10gb") or a mode ("cpx").'
+    )
+
+
+class TaskIn(Body):
+    name: Name | None = Field(None, description="Absent: one is made up.")
+    on: Ref = Field("local", description="The stack: local, container, slurm or machine.")
+    command: list[Annotated[str, StringConstraints(max_length=1 << 17)]] = Field(default=[], max_length=4096)
+    project: Ref | None = None
+    image: Annotated[str, StringConstraints(max_length=512, pattern=r"^[!-~]*$")] = Field(
+        "", description="Reference of a container image."
+    )
+    archive: Annotated[str, StringConstraints(pattern=f"^$|{DIGEST}")] = Field(
+        "", description="Digest of an OCI archive to be the image."
+    )
+    environment: Variables = {}
+    secrets: Variables = Field(default={}, description="Environment too; sealed at rest, never shown.")
+    files: list[FileIn] = Field(default=[], max_length=64)
+    workdir: PathText = ""
+    outputs: list[PathText] = Field(
+        default=[], max_length=32, description="Patterns in the working directory, kept when it has ended."
+    )
+    ports: list[Annotated[int, Field(ge=1, le=65535)]] = Field(default=[], max_length=64)
+    network: Annotated[Network, Field(strict=False)] = Network.NONE
+    cores: float = Field(1.0, gt=0, le=1024)
+    memory: Size = Field(1 << 30, description="Bytes.")
+    disk: Size = Field(0, description="Bytes.")
+    devices: list[TaskDeviceIn] = Field(default=[], max_length=16)
+    time_limit: float = Field(0.0, ge=0, le=366 * 86400, description="Seconds; 0: none.")
+    grace: float = Field(10.0, ge=0, le=3600, description="Seconds between being asked to end and being killed.")
+    restart: Annotated[Restart, Field(strict=False)] = Restart.NEVER
+    retries: int = Field(3, ge=0, le=1000)
+    health: HealthIn | None = None
+    after: list[DependencyIn] = Field(default=[], max_length=64, description="Begins when these are over.")
+    indices: list[Annotated[int, Field(ge=0, lt=1 << 31)]] = Field(
+        default=[], max_length=2000, description="An array: once for each of these, in USINA_INDEX."
+    )
+    at_once: int = Field(0, ge=0, le=2000, description="Of an array, so many at a time; 0: as many as fit.")
+    replicas: int = Field(1, ge=1, le=256, description="A gang: all at the same time, or none; rank in USINA_RANK.")
+    machine: Ref | None = Field(None, description="The machine to run in, with `on: machine`.")
+    dialect: Annotated[dict[str, Annotated[str, StringConstraints(max_length=255)]], Field(max_length=32)] = Field(
+        default={}, description="What only one stack understands, such as `partition` and `qos` of Slurm."
+    )
+    idle_limit: float = Field(
+        0.0, ge=0, le=366 * 86400, description="Ended after so many seconds without anybody at a terminal; 0: never."
+    )
+    host: Ref | None = Field(None, description="Operators may name the host.")
+    labels: Labels = {}
+    priority: int = Field(0, ge=-100, le=100)
+    preemptible: bool = False
+
+
+class DigestsIn(Body):
+    digests: list[Digest] = Field(max_length=1000)
+
+
+class IdentityIn(Body):
+    name: Annotated[str, StringConstraints(pattern=r"^([a-z_][a-z0-9_-]{0,31})?$")] = Field(
+        description='The Unix name there; "" takes it away.'
+    )

@@ -7,6 +7,7 @@ the one against the other).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from usina.app.placement import Explanation, Preemption
 from usina.core.capacity import Claim, Device, Host
 from usina.core.event import Event
 from usina.core.resource import AnyResource, Condition, Kind
+from usina.core.task import Usage
 from usina.core.tenancy import MEASURES, Key, Member, Project, Quota, Tenant
 from usina.core.units import iso
 
@@ -44,6 +46,7 @@ class ResourceOut(BaseModel):
     observed: int
     deleting: bool
     host: str | None
+    parent: str | None
     spec: dict[str, Any]
     status: dict[str, Any]
     conditions: list[ConditionOut]
@@ -123,8 +126,8 @@ class FreshKeyOut(KeyOut):
 
 class QuotaOut(BaseModel):
     scope: str
-    limits: dict[str, int | None]
-    used: dict[str, int]
+    limits: dict[str, float | None]
+    used: dict[str, float]
 
 
 class DeviceOut(BaseModel):
@@ -179,6 +182,7 @@ class HostOut(BaseModel):
     id: str
     name: str
     driver: str
+    also: dict[str, Any]
     state: str
     reachable: bool
     message: str
@@ -193,7 +197,7 @@ class HostOut(BaseModel):
     cores: int
     memory: int
     disk: int
-    used: dict[str, int]
+    used: dict[str, float]
     nodes: list[dict[str, Any]]
     devices: list[DeviceOut]
     traits: list[str]
@@ -249,6 +253,37 @@ class WhoAmI(BaseModel):
     key: str
     project: str | None
     roles: dict[str, str]
+
+
+class BlobOut(BaseModel):
+    digest: str
+    size: int
+
+
+class BlobList(BaseModel):
+    items: list[BlobOut]
+    next: str | None
+
+
+class DeviceUseOut(BaseModel):
+    address: str
+    busy: float
+    memory: int
+
+
+class UsageOut(BaseModel):
+    """Seconds of one core so far; bytes of memory now, and at most."""
+
+    at: str
+    cpu: float
+    memory: int
+    peak: int
+    devices: list[DeviceUseOut]
+
+
+class UsageList(BaseModel):
+    items: list[UsageOut]
+    next: str | None
 
 
 class OffsetOut(BaseModel):
@@ -308,13 +343,26 @@ def resource_view(resource: AnyResource) -> dict[str, Any]:
         "observed": resource.observed,
         "deleting": resource.deleting,
         "host": resource.provider,
-        "spec": resource.spec,
+        "parent": resource.parent,
+        "spec": _spec(resource),
         "status": _status(resource),
         "conditions": [_condition(c) for c in resource.conditions],
         "labels": resource.labels,
         "created_at": iso(resource.created_at),
         "updated_at": iso(resource.updated_at),
     }
+
+
+def _spec(resource: AnyResource) -> Any:
+    """Of secrets only the names go out."""
+    if resource.kind is not Kind.TASK or not resource.spec.secrets:
+        return resource.spec
+    return replace(resource.spec, secrets={name: "***" for name in resource.spec.secrets})
+
+
+def usage_view(sample: Usage) -> dict[str, Any]:
+    devices = [{"address": d.address, "busy": d.busy, "memory": d.memory} for d in sample.devices]
+    return {"at": iso(sample.at), "cpu": sample.cpu, "memory": sample.memory, "peak": sample.peak, "devices": devices}
 
 
 def _status(resource: AnyResource) -> Any:
@@ -406,6 +454,7 @@ def host_view(host: Host) -> dict[str, Any]:
         "id": host.id,
         "name": host.name,
         "driver": provider.driver,
+        "also": host.also,
         "state": provider.state.value,
         "reachable": provider.reachable,
         "message": host.message,

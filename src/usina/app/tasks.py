@@ -1,0 +1,403 @@
+"""Operations on tasks: order, stop, run again, delete. What they say and leave is in `task_access`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+
+from usina.app.context import Context
+from usina.app.machine_changes import expect
+from usina.app.machine_parts import check_needs
+from usina.app.machines import LARGEST_PRIORITY, check_device
+from usina.core.capacity import DeviceRequest
+from usina.core.errors import Conflict, Forbidden, Invalid, NotFound
+from usina.core.grant import Grant
+from usina.core.machine import Restart
+from usina.core.names import check_labels, check_name, check_range
+from usina.core.quota import amounts_placed, excess
+from usina.core.resource import Kind, Resource
+from usina.core.task import Dependency, File, Fulfils, Health, Network, TaskSpec, TaskStatus
+from usina.core.task_decide import OVER, Task, needs_of
+from usina.core.tenancy import Action, Project, Scope
+from usina.core.units import KiB, MiB, TiB
+from usina.store import tasks as writers
+from usina.store.work import Work, missing
+
+LARGEST_ARRAY = 2000
+LARGEST_GANG = 256
+LONGEST = 366 * 86_400.0
+ENVIRONMENT = 256 * KiB  # bytes of names and values together
+ARGUMENTS = 128 * KiB
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
+_DIALECT = re.compile(r"[a-z][a-z_-]{0,31}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOrder:
+    """What a member asks for; sizes in bytes, times in seconds."""
+
+    command: tuple[str, ...] = ()
+    name: str | None = None
+    on: str = "local"
+    project: str | None = None
+    image: str = ""
+    archive: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[File, ...] = ()
+    workdir: str = ""
+    outputs: tuple[str, ...] = ()
+    ports: tuple[int, ...] = ()
+    network: Network = Network.NONE
+    cores: float = 1.0
+    memory: int = 1 << 30
+    disk: int = 0
+    devices: tuple[DeviceRequest, ...] = ()
+    time_limit: float = 0.0
+    grace: float = 10.0
+    restart: Restart = Restart.NEVER
+    retries: int = 3
+    health: Health | None = None
+    after: tuple[Dependency, ...] = ()  # by name or id
+    indices: tuple[int, ...] = ()
+    at_once: int = 0
+    replicas: int = 1
+    machine: str = ""
+    dialect: Mapping[str, str] = field(default_factory=dict)
+    idle_limit: float = 0.0
+    host: str | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    priority: int = 0
+    preemptible: bool = False
+
+
+async def create(context: Context, order: TaskOrder) -> Task:
+    """Order a task. Answers at once, phase ``pending``. An array or gang comes with all its parts, or not at all."""
+    native = _check(context, order)
+    project = await context.project(order.project)
+    grant = context.require(Action.RESOURCE_CREATE, Scope(project.tenant, project.id), "project")
+    if order.host is not None:
+        context.require(Action.MACHINE_PIN_HOST, Scope(), "host")
+    if order.priority > 0 and not context.actor.is_operator:
+        raise Forbidden("priority: only operators give one above 0", field="priority")
+    earlier = await context.repeated(order)
+    if earlier is not None:
+        return earlier[0]
+    work = context.work()
+    task = await _ordered(context, work, project, order, grant)
+    await _check_possible(context, task, native)
+    parts = [] if native else _parts(context, task)
+    context.order(work, task, grant)
+    for part in parts:
+        work.name(part, grant)
+        work.order(part, grant, due=None)  # its whole says when
+    context.remember(work, [task], order, grant)
+    amounts = context.charge(work, [task, *parts], grant)
+    try:
+        await context.commit(work, amounts)
+    except Conflict:
+        earlier = await context.repeated(order)
+        if earlier is None:
+            raise
+        return earlier[0]
+    return task
+
+
+# --- an order, checked
+
+
+def _check(context: Context, order: TaskOrder) -> bool:
+    """Everything that needs no look at the house; whether the stack runs arrays and gangs itself."""
+    plugins = {plugin.stack: plugin for plugin in context.house.plugins.values() if plugin.tasks is not None}
+    if order.on not in plugins:
+        raise Invalid(f"on: {order.on!r} is not one of {', '.join(sorted(plugins))}", field="on")
+    if order.name is not None:
+        check_name(order.name)
+    if not order.command and not (order.image or order.archive):
+        raise Invalid("command: say what to run", field="command")
+    _check_words(order)
+    _check_sizes(order)
+    _check_files(order)
+    check_labels(order.labels)
+    for number, device in enumerate(order.devices):
+        check_device(device, f"devices[{number}]")
+    if order.indices and order.replicas > 1:
+        raise Invalid("replicas: an array of gangs cannot be ordered yet", field="replicas")
+    if order.replicas > 1 and order.restart is not Restart.NEVER:
+        raise Invalid("restart: a gang is run once", field="restart")
+    if (order.on == "machine") != bool(order.machine):
+        raise Invalid("machine: name the machine to run in, and only with on: machine", field="machine")
+    if order.health is not None:
+        _check_health(order.health)
+    return plugins[order.on].queues
+
+
+def _check_words(order: TaskOrder) -> None:
+    """What becomes an argument, a variable, or a word of a stack."""
+    if sum(len(word.encode()) + 1 for word in order.command) > ARGUMENTS:
+        raise Invalid(f"command: at most {ARGUMENTS // KiB} KiB", field="command")
+    if any("\0" in word for word in order.command):
+        raise Invalid("command: no zero bytes", field="command")
+    if set(order.environment) & set(order.secrets):
+        raise Invalid("secrets: a variable is secret or it is not", field="secrets")
+    for where, variables in (("environment", order.environment), ("secrets", order.secrets)):
+        if sum(len(k) + len(v.encode()) for k, v in variables.items()) > ENVIRONMENT:
+            raise Invalid(f"{where}: at most {ENVIRONMENT // KiB} KiB", field=where)
+        for name, value in variables.items():
+            if not _VARIABLE.match(name) or "\0" in value:
+                raise Invalid(f"{where}: {name[:40]!r} is not a variable's name, or its value no text", field=where)
+    for name, value in order.dialect.items():
+        if not _DIALECT.match(name) or len(value) > 255 or not value.isprintable():
+            raise Invalid(f"dialect.{name[:32]}: a short word and a printable value", field="dialect")
+    check_range(len(order.dialect), 0, 32, "dialect")
+
+
+def _check_sizes(order: TaskOrder) -> None:
+    if not 0.001 <= order.cores <= 1024 or round(order.cores, 3) != order.cores:
+        raise Invalid("cores: must be between 0.001 and 1024, in thousandths", field="cores")
+    check_range(order.memory, 4 * MiB, 64 * TiB, "memory")
+    check_range(order.disk, 0, 1024 * TiB, "disk")
+    check_range(len(order.devices), 0, 16, "devices")
+    check_range(len(order.ports), 0, 64, "ports")
+    for number, port in enumerate(order.ports):
+        check_range(port, 1, 65535, f"ports[{number}]")
+    for name in ("time_limit", "idle_limit"):
+        if not 0 <= getattr(order, name) <= LONGEST:
+            raise Invalid(f"{name}: must be between 0 and {LONGEST:g} seconds", field=name)
+    if not 0 <= order.grace <= 3600:
+        raise Invalid("grace: must be between 0 and 3600 seconds", field="grace")
+    check_range(order.retries, 0, 1000, "retries")
+    check_range(order.replicas, 1, LARGEST_GANG, "replicas")
+    check_range(order.at_once, 0, LARGEST_ARRAY, "at_once")
+    check_range(len(order.indices), 0, LARGEST_ARRAY, "indices")
+    if len(set(order.indices)) != len(order.indices) or any(not 0 <= i < 1 << 31 for i in order.indices):
+        raise Invalid("indices: each once, not negative", field="indices")
+    if order.at_once and not order.indices:
+        raise Invalid("at_once: only an array has parts", field="at_once")
+    check_range(order.priority, -LARGEST_PRIORITY, LARGEST_PRIORITY, "priority")
+
+
+def _check_files(order: TaskOrder) -> None:
+    check_range(len(order.files), 0, 64, "files")
+    check_range(len(order.outputs), 0, 32, "outputs")
+    for number, file in enumerate(order.files):
+        _check_path(file.path, f"files[{number}].path", empty=file.unpack)
+    for number, pattern in enumerate(order.outputs):
+        _check_path(pattern, f"outputs[{number}]", absolute=False)
+    _check_path(order.workdir, "workdir", empty=True)
+
+
+def _check_path(path: str, field: str, *, empty: bool = False, absolute: bool = True) -> None:
+    parts = PurePosixPath(path).parts
+    bad = ".." in parts or not path.isprintable() or len(path) > 1024 or (not absolute and path.startswith("/"))
+    if bad or (not path and not empty):
+        raise Invalid(
+            f"{field}: a path without '..'" + ("" if absolute else ", within the working directory"), field=field
+        )
+
+
+def _check_health(health: Health) -> None:
+    if bool(health.command) == bool(health.port):
+        raise Invalid("health: a command or a port", field="health")
+    if health.path and (not health.port or not health.path.startswith("/") or not health.path.isprintable()):
+        raise Invalid("health.path: begins with '/', and needs a port", field="health.path")
+    if health.every < 1 or not 0 < health.limit <= 60 or not 1 <= health.failures <= 100 or health.patience < 0:
+        raise Invalid("health: every >= 1 s, limit up to 60 s, failures from 1 to 100", field="health")
+
+
+async def _check_possible(context: Context, task: Task, native: bool) -> None:
+    """Refuse now what could never be placed: for lack of a host, or by a quota."""
+    alone = task if native else replace(task, spec=replace(task.spec, replicas=1))
+    await check_needs(context, replace(needs_of(alone, context.now), begins=0.0, ends=float("inf")))
+    for scope in (task.tenant, task.project):
+        quota = await context.store.identity.quota(scope)
+        if quota is not None:
+            never = excess(replace(quota, used=type(quota.used)()), amounts_placed(alone.spec))
+            if never:
+                measure, more, _, limit = never[0]
+                raise Conflict(
+                    f"{measure}: {more:g} is more than the quota of {limit:g}", field=measure, code="quota-exceeded"
+                )
+
+
+# --- an order, written
+
+
+async def _ordered(context: Context, work: Work, project: Project, order: TaskOrder, grant: Grant) -> Task:
+    """The task as ordered; everything that must be written for it goes into `work`."""
+    id = context.house.ids.new(Kind.TASK.value)
+    await _use_files(context, work, project, order, id, grant)
+    after = await _dependencies(context, work, project, order.after, id, grant)
+    machine = ""
+    if order.machine:
+        found, _ = await context.find(Kind.MACHINE, order.machine, Action.MACHINE_ACCESS, project.id)
+        if found.project != project.id:
+            raise NotFound("machine not found", field="machine")
+        machine = found.id
+        work.reserve(f"use:{machine}", id, id, grant, missing("machine", "machine"), alive=machine)
+    spec = TaskSpec(
+        on=order.on,
+        command=order.command,
+        image=order.image,
+        archive=order.archive,
+        environment=dict(order.environment),
+        secrets={name: context.house.vault.seal(value, id) for name, value in order.secrets.items()},
+        files=order.files,
+        workdir=order.workdir,
+        outputs=order.outputs,
+        ports=order.ports,
+        network=order.network,
+        cores=order.cores,
+        memory=order.memory,
+        disk=order.disk,
+        devices=order.devices,
+        time_limit=order.time_limit,
+        grace=order.grace,
+        restart=order.restart,
+        retries=order.retries,
+        health=order.health,
+        after=after,
+        indices=tuple(sorted(order.indices)),
+        at_once=order.at_once,
+        replicas=order.replicas,
+        machine=machine,
+        dialect=dict(order.dialect),
+        member=context.actor.member,
+        idle_limit=order.idle_limit,
+        host=order.host,
+        priority=order.priority,
+        preemptible=order.preemptible,
+    )
+    return Resource(
+        id=id,
+        kind=Kind.TASK,
+        tenant=project.tenant,
+        project=project.id,
+        name=order.name or _name(order, id),
+        spec=spec,
+        status=TaskStatus(),
+        created_at=context.now,
+        updated_at=context.now,
+        labels=order.labels,
+    )
+
+
+def _name(order: TaskOrder, id: str) -> str:
+    """A name for one that was given none: what it runs, and the end of its id."""
+    word = order.command[0] if order.command else order.image.partition(":")[0]
+    stem = re.sub(r"[^a-z0-9]+", "-", PurePosixPath(word).name.lower()).strip("-")[:40] or "task"
+    return f"{stem}-{id[-6:]}"
+
+
+async def _use_files(context: Context, work: Work, project: Project, order: TaskOrder, id: str, grant: Grant) -> None:
+    wanted = {f"files[{n}]": file.digest for n, file in enumerate(order.files)}
+    if order.archive:
+        wanted["archive"] = order.archive
+    known = await context.store.tasks.blobs(project.id, list(set(wanted.values()))) if wanted else {}
+    for where, digest in wanted.items():
+        if digest not in known:
+            raise NotFound(f"{where}: this content was not uploaded to the project", field=where)
+        writers.use_blob(work, project.id, digest, id, where, grant)
+
+
+async def _dependencies(
+    context: Context, work: Work, project: Project, after: Sequence[Dependency], id: str, grant: Grant
+) -> tuple[Dependency, ...]:
+    check_range(len(after), 0, 64, "after")
+    found = {}
+    for number, one in enumerate(after):
+        field = f"after[{number}]"
+        other = await context.house.near.of(project, Kind.TASK, one.task, field)
+        if other.id not in found:
+            work.reserve(writers.waiting_for(other.id), id, id, grant, missing("task", field), alive=other.id)
+        found[other.id] = Dependency(other.id, Fulfils(one.on))
+    return tuple(found.values())
+
+
+def _parts(context: Context, whole: Task) -> list[Task]:
+    """The parts of an array or gang as resources of their own."""
+    spec = whole.spec
+    numbers = spec.indices or (tuple(range(spec.replicas)) if spec.replicas > 1 else ())
+    more = {"USINA_SIZE": str(len(numbers))}
+    return [
+        replace(
+            whole,
+            id=context.house.ids.new(Kind.TASK.value),
+            name=f"{whole.name[:55]}-{number}",
+            parent=whole.id,
+            spec=replace(
+                spec,
+                environment={**more, **spec.environment},
+                indices=(),
+                at_once=0,
+                replicas=1,
+                after=(),
+                parent=whole.id,
+                index=number,
+            ),
+        )
+        for number in numbers
+    ]
+
+
+# --- changes
+
+
+async def stop(context: Context, ref: str, project: str | None = None, if_match: int | None = None) -> Task:
+    """Ask a task to end. One that has ended stays as it is."""
+    task, grant = await context.find(Kind.TASK, ref, Action.RESOURCE_CHANGE, project)
+    expect(task, if_match)
+    _whole_only(task)
+    if task.spec.stopped or (task.phase in OVER and task.observed == task.generation):
+        return task
+    changed: Task = task.wishing(replace(task.spec, stopped=True), context.now)
+    work = context.work()
+    work.wish(changed, grant)
+    context.tell(work, changed, "changed", f"asked to stop, by {context.actor.name}")
+    await context.commit(work)
+    return changed
+
+
+async def rerun(context: Context, ref: str, project: str | None = None, if_match: int | None = None) -> Task:
+    """Run a task that is over once more, as it was ordered."""
+    task, grant = await context.find(Kind.TASK, ref, Action.RESOURCE_CHANGE, project)
+    expect(task, if_match)
+    _whole_only(task)
+    if task.spec.indices or task.spec.replicas > 1:
+        raise Conflict("an array or gang cannot be run again; order it anew", code="not-again")
+    if task.phase not in OVER or task.observed != task.generation:
+        raise Conflict(f"it is {task.phase.value}; stop it first", code="not-over")
+    changed: Task = task.wishing(replace(task.spec, stopped=False, reruns=task.spec.reruns + 1), context.now)
+    work = context.work()
+    work.wish(changed, grant)
+    context.tell(work, changed, "changed", f"asked to run again, by {context.actor.name}")
+    await context.commit(work)
+    return changed
+
+
+async def delete(context: Context, ref: str, project: str | None = None, if_match: int | None = None) -> Task:
+    """Ask a task to go, with its parts, its log and its outputs. One that runs is ended."""
+    task, grant = await context.find(Kind.TASK, ref, Action.RESOURCE_DELETE, project)
+    if task.deleting:
+        return task
+    expect(task, if_match)
+    _whole_only(task)
+    work = context.work()
+    if task.spec.machine:
+        work.release(f"use:{task.spec.machine}", task.id, task.id, grant)
+    for part in await context.store.tasks.part_rows(task.id):
+        if not part.deleting:
+            work.leave(part, grant, context.now)
+    work.leave(task, grant, context.now)
+    context.tell(work, task, "deleting", f"asked to go, by {context.actor.name}")
+    await context.commit(work)
+    context.house.near.forget()
+    leaving: Task = task.leaving(context.now)
+    return leaving
+
+
+def _whole_only(task: Task) -> None:
+    if task.parent:
+        raise Conflict("it is a part of an array or gang; speak of the whole", code="part-of-another")

@@ -1,0 +1,286 @@
+"""Task: a command or a container, run to its end or kept running. The wish, the sight, and what a driver is told.
+
+`TaskSpec` is what the member wants and is stored. A task is carried out in *runs*, one after the other (a restart, a
+rerun); `Queued`, `Running` and `Ended` are how a run looks on its stack. `TaskPlan` is the wish for one run with every
+name resolved: the one thing a driver needs. The same spec runs on any stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from usina.core.capacity import DeviceKind, DeviceRequest
+from usina.core.machine import Absent, Restart, Unreachable
+from usina.core.units import Instant
+
+
+class Network(StrEnum):
+    """What a task reaches."""
+
+    NONE = "none"  # only itself
+    OUTBOUND = "outbound"  # the world outside, by way of its host; nobody reaches it but through Usina
+    HOST = "host"  # its host's own network; for stacks that have nothing else, and where the operator allows it
+
+
+class End(StrEnum):
+    """How a run ended."""
+
+    EXITED = "exited"  # by itself; the exit code says how well
+    TIME_LIMIT = "time-limit"
+    MEMORY = "out-of-memory"
+    STOPPED = "stopped"  # because Usina was asked to
+    CANCELLED = "cancelled-outside"  # by somebody else, on its stack
+    NODE_FAILED = "node-failed"  # with what it ran on; nobody knows how far it came
+    NOT_STARTED = "could-not-start"  # nothing of it ever ran: no such command, no such image
+
+
+class Fulfils(StrEnum):
+    """What a task waits for in another."""
+
+    SUCCESS = "success"
+    END = "end"
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """Content put into a task's working directory (or elsewhere) before it starts."""
+
+    digest: str  # sha256 of the blob, hex
+    path: str = ""  # relative to the working directory, or absolute; "" with `unpack`: the working directory itself
+    unpack: bool = False  # a tar.gz, unpacked at `path`
+    mode: int = 0o644
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Asked again and again while a task runs: a command that exits 0, a port that answers, or a page that is found."""
+
+    command: tuple[str, ...] = ()
+    port: int = 0
+    path: str = ""  # HTTP GET on `port`; 2xx and 3xx are well
+    every: float = 10.0  # seconds
+    limit: float = 5.0  # seconds that an answer may take
+    failures: int = 3  # in a row, until it is unwell
+    patience: float = 60.0  # seconds after the start in which failures do not count
+
+
+@dataclass(frozen=True, slots=True)
+class Dependency:
+    task: str
+    on: Fulfils = Fulfils.SUCCESS
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """Sizes in bytes, times in seconds."""
+
+    on: str  # the stack, as drivers name theirs: "local", "container", "slurm", "machine"
+    command: tuple[str, ...] = ()
+    image: str = ""  # a reference, for stacks that have images
+    archive: str = ""  # digest of an OCI archive to be the image
+    environment: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict)  # name -> sealed value; in the environment when it runs
+    files: tuple[File, ...] = ()
+    workdir: str = ""
+    outputs: tuple[str, ...] = ()  # patterns in the working directory, kept as artifacts when it has ended
+    ports: tuple[int, ...] = ()
+    network: Network = Network.NONE
+    cores: float = 1.0
+    memory: int = 0
+    disk: int = 0
+    devices: tuple[DeviceRequest, ...] = ()
+    time_limit: float = 0.0  # 0: none
+    grace: float = 10.0  # between being asked to end and being killed
+    restart: Restart = Restart.NEVER
+    retries: int = 3  # restarts after failures; not counted where `restart` is "always"
+    health: Health | None = None
+    after: tuple[Dependency, ...] = ()
+    indices: tuple[int, ...] = ()  # an array: the same command once for each
+    at_once: int = 0  # of an array, so many run at a time; 0: as many as fit
+    replicas: int = 1  # a gang: so many at the same time, or none
+    parent: str = ""  # the array or gang that this task is a part of
+    index: int = 0  # in the array, or rank in the gang
+    machine: str = ""  # id of the machine to run in
+    dialect: Mapping[str, str] = field(default_factory=dict)  # what only one stack understands: "partition", "qos" …
+    member: str = ""  # who ordered it; stacks that know people run it as the same person
+    idle_limit: float = 0.0  # seconds without anybody at its terminal after which it is ended; 0: never
+    host: str | None = None
+    # Deeds wished for are counters: a rerun is asked for by one more than there were.
+    reruns: int = 0
+    stopped: bool = False
+    priority: int = 0
+    preemptible: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a run has used so far."""
+
+    cpu: float = 0.0  # seconds of one core
+    memory: int = 0  # now
+    peak: int = 0  # most memory ever
+    devices: tuple[DeviceUse, ...] = ()
+    at: Instant = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceUse:
+    address: str
+    busy: float = 0.0  # share of time, 0 to 1
+    memory: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One element of an array, or one rank of a gang, on a stack that runs them as a whole."""
+
+    index: int
+    state: str  # "queued" | "running" | "ended"
+    code: int | None = None
+    how: End | None = None
+    node: str = ""
+    since: Instant = 0.0
+    at: Instant = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """Its stack has it and has not begun."""
+
+    reason: str = ""
+    job: str = ""  # what the stack calls it
+    estimate: Instant | None = None  # when the stack thinks it will begin
+    units: tuple[Unit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    since: Instant
+    job: str = ""
+    nodes: tuple[str, ...] = ()
+    units: tuple[Unit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A run that is over; it stays visible until `remove`."""
+
+    at: Instant
+    how: End
+    code: int | None = None  # exit code; 128 + signal for one that was killed; None where nothing ever ran
+    message: str = ""  # one sentence for people, where `how` and `code` do not say it
+    since: Instant = 0.0  # 0: it never began
+    usage: Usage | None = None
+    job: str = ""
+    nodes: tuple[str, ...] = ()
+    units: tuple[Unit, ...] = ()
+
+
+Sight = Absent | Unreachable | Queued | Running | Ended
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    name: str
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStatus:
+    """What is known of a task. `run` counts runs from 1; 0: none was begun."""
+
+    run: int = 0
+    reruns: int = 0  # of the wish, those that are begun
+    failures: int = 0  # failed runs of this wish
+    admitted: int = 0  # of the whole of an array: so many parts have had their turn, in order
+    job: str = ""
+    nodes: tuple[str, ...] = ()
+    estimate: Instant | None = None
+    began_at: Instant | None = None
+    ended_at: Instant | None = None
+    how: End | None = None
+    code: int | None = None
+    message: str = ""
+    usage: Usage | None = None
+    healthy: bool | None = None
+    units: tuple[Unit, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
+    progress: float = 0.0  # of what comes before the start, such as pulling an image; 0 to 1
+    doing: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlan:
+    source: str  # path on the control plane
+    path: str  # as `File.path`
+    unpack: bool = False
+    mode: int = 0o644
+
+
+@dataclass(frozen=True, slots=True)
+class GivenDevice:
+    """A device, or a part of one, that a run may see; `part` is its name in the claim (see `core.capacity.Part`)."""
+
+    part: str
+    kind: DeviceKind
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A machine to run in: how to reach it is the engine's business, whom to be in it is said here."""
+
+    machine: str
+    address: str
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPlan:
+    """Everything a driver must know to start one run."""
+
+    handle: str  # "tsk-….3": the third run
+    project: str  # id; runs of one project may share caches, those of two never anything
+    title: str = ""  # for people who look at the host: tenant/project/name
+    command: tuple[str, ...] = ()
+    image: str = ""
+    archive: str = ""  # path of an OCI archive on the control plane
+    environment: Mapping[str, str] = field(default_factory=dict)  # secrets included
+    secret: frozenset[str] = frozenset()  # names in `environment` whose values must never be shown
+    files: tuple[FilePlan, ...] = ()
+    workdir: str = ""
+    ports: tuple[int, ...] = ()
+    network: Network = Network.NONE
+    cores: float = 1.0
+    memory: int = 0
+    disk: int = 0
+    devices: tuple[GivenDevice, ...] = ()
+    cpus: tuple[int, ...] = ()
+    nodes: tuple[int, ...] = ()  # NUMA nodes
+    time_limit: float = 0.0
+    grace: float = 10.0
+    requests: tuple[DeviceRequest, ...] = ()  # for stacks that choose devices themselves
+    indices: tuple[int, ...] = ()  # for stacks that run arrays themselves
+    at_once: int = 0
+    replicas: int = 1
+    identity: str = ""  # the Unix name to be, on stacks that know people
+    dialect: Mapping[str, str] = field(default_factory=dict)
+    target: Target | None = None
+
+
+def handle_of(task: str, run: int) -> str:
+    """What a run is called on its stack."""
+    return f"{task}.{run}"
+
+
+def task_of(handle: str) -> str:
+    """The task that a run belongs to."""
+    return handle.partition(".")[0]
+
+
+def secret_values(plan: TaskPlan) -> tuple[str, ...]:
+    """What must not be shown, the longest first, so that a secret within a secret is hidden whole."""
+    values = {plan.environment[name] for name in plan.secret if plan.environment.get(name)}
+    return tuple(sorted(values, key=len, reverse=True))

@@ -1,0 +1,282 @@
+"""What a task needs next. Pure: a wish, a view and the time in; a decision out.
+
+A single task (or one part of an array or gang) claims, starts, is watched, and finishes. The whole of an array or gang
+holds nothing itself: it gives its parts their turn, and is over when they are. On stacks that run arrays themselves
+there are no parts, and the whole is a single run with units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from usina.core.capacity import Claim, DeviceRequest, Gang, Needs, runs
+from usina.core.lifecycle import (
+    Admit,
+    Again,
+    Answer,
+    Decision,
+    EndParts,
+    Finish,
+    Forget,
+    Place,
+    PlaceTogether,
+    Remove,
+    Start,
+    Stop,
+    pause,
+)
+from usina.core.machine import Absent, Restart, Unreachable
+from usina.core.resource import Phase, Resource
+from usina.core.task import End, Ended, Queued, Running, Sight, TaskSpec, TaskStatus
+from usina.core.units import Instant
+
+Task = Resource[TaskSpec, TaskStatus]
+
+LOOK_AGAIN = 5.0  # seconds between looks at a stack that does not answer
+SLACK = 30.0  # seconds that a stack may be late in ending a run at its time limit, before it is told to
+OVER = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.STOPPED})
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What a task waits for before it may begin: nothing, something, or something that will never come."""
+
+    waits_for: str = ""
+    hopeless: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One element of an array or gang, as its whole sees it; in order of index."""
+
+    id: str
+    phase: Phase
+    code: int | None = None
+    placed: bool = False
+    settled: bool = True
+
+    @property
+    def over(self) -> bool:
+        return self.phase in OVER and self.settled
+
+
+_NOTHING = Absent()
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How a task stands. `sight` is of its current run; `parts` are given for the whole of an array or gang."""
+
+    sight: Sight = _NOTHING
+    gate: Gate = Gate()
+    parts: tuple[Part, ...] | None = None
+    ending: bool = False  # the whole that it is a part of is over, or is to end
+    idle_since: Instant | None = None
+
+
+def needs_of(task: Task, now: Instant) -> Needs:
+    """The capacity that a task, or each part of it, asks for. A stack with a queue of its own is asked for all."""
+    spec = task.spec
+    units = spec.replicas if spec.parent == "" else 1
+    return Needs(
+        cores=spec.cores * units,
+        memory=spec.memory * units,
+        disk=spec.disk * units,
+        devices=tuple(_times(request, units) for request in spec.devices),
+        traits=frozenset({runs(spec.on)} | ({"task:outbound"} if spec.network.value == "outbound" else set())),
+        host=spec.host,
+        tenant=task.tenant,
+        priority=spec.priority,
+        preemptible=spec.preemptible,
+        begins=now,
+        ends=now + spec.time_limit if spec.time_limit else float("inf"),
+    )
+
+
+def gang_of(task: Task, now: Instant) -> Gang:
+    """The parts of a gang, as placement takes them."""
+    alone = replace(task, spec=replace(task.spec, replicas=1))
+    return Gang(needs_of(alone, now), task.spec.replicas)
+
+
+def _times(request: DeviceRequest, units: int) -> DeviceRequest:
+    return request if units == 1 else replace(request, count=request.count * units)
+
+
+def begun(task: Task) -> TaskStatus:
+    """The status with which the next run of a wish begins: nothing is known of it yet."""
+    status = task.status
+    anew = status.run == 0 or task.spec.reruns > status.reruns
+    return TaskStatus(
+        run=status.run + 1,
+        reruns=task.spec.reruns,
+        failures=0 if anew else status.failures + 1,
+        admitted=status.admitted,
+    )
+
+
+def decide(task: Task, claim: Claim | None, view: View, now: Instant) -> Decision:
+    """The next steps of `task`, which holds `claim` and stands like `view`."""
+    if view.parts is not None:
+        return _whole(task, view.parts, view.gate)
+    if claim is None:
+        return _unplaced(task, view, now)
+    match view.sight:
+        case Unreachable(reason):
+            answer = Answer("Reachable", False, "host-unreachable", reason)
+            phase = Phase.DELETING if task.deleting else Phase.UNREACHABLE
+            return Decision(phase, due=now + LOOK_AGAIN, answers=(answer,))
+        case _ if task.deleting:
+            return Decision(Phase.DELETING, steps=(Remove(), Forget()))
+        case Absent():
+            return _absent(task, view, now)
+        case Ended() as end:
+            return _ended(task, view, end, now)
+        case Queued() | Running() if _unwanted(task, view):
+            return Decision(Phase.STOPPING, steps=(Stop(task.spec.grace),))
+        case Queued(reason):
+            answer = Answer("Started", False, "queued", reason)
+            return Decision(Phase.QUEUED, settled=True, answers=(_REACHED, answer))
+        case Running(since):
+            return _running(task, view, since, now)
+
+
+_REACHED = Answer("Reachable", True, "answers")
+
+
+def _unwanted(task: Task, view: View) -> bool:
+    return task.spec.stopped or view.ending
+
+
+def _unplaced(task: Task, view: View, now: Instant) -> Decision:
+    if task.deleting:
+        return Decision(Phase.DELETING, steps=(Forget(),))
+    status = task.status
+    if status.run > 0 and task.spec.reruns <= status.reruns:
+        return Decision(task.phase, settled=True)  # it is over; what changed is not what it does
+    if _unwanted(task, view):
+        return Decision(Phase.STOPPED, settled=True, answers=(Answer("Finished", True, "never-started"),))
+    if view.gate.hopeless:
+        answer = Answer("Finished", False, "dependency-failed", view.gate.hopeless)
+        return Decision(Phase.FAILED, settled=True, answers=(answer,))
+    if view.gate.waits_for:
+        return Decision(Phase.PENDING, answers=(Answer("Started", False, "waiting", view.gate.waits_for),))
+    return Decision(Phase.PENDING, steps=(Place(needs_of(task, now)),))
+
+
+def _absent(task: Task, view: View, now: Instant) -> Decision:
+    if task.status.how is not None:  # it could not be begun
+        return Decision(task.phase, steps=(Finish(Phase.FAILED),))
+    if task.status.began_at is not None:  # it was there, and nobody here took it away
+        return _ended(task, view, Ended(now, End.NODE_FAILED, message="the run is gone from its host"), now)
+    if _unwanted(task, view):
+        return Decision(Phase.STOPPING, steps=(Finish(Phase.STOPPED),))
+    return Decision(Phase.BUILDING, steps=(Start(),))
+
+
+def _running(task: Task, view: View, since: Instant, now: Instant) -> Decision:
+    spec = task.spec
+    limits = []
+    if spec.time_limit:
+        limits.append(since + spec.time_limit + spec.grace + SLACK)
+    if spec.idle_limit and view.idle_since is not None:
+        limits.append(view.idle_since + spec.idle_limit)
+    if limits and min(limits) <= now:
+        return Decision(Phase.STOPPING, steps=(Stop(spec.grace),))
+    answers = (_REACHED, Answer("Started", True, "running"))
+    return Decision(Phase.RUNNING, settled=True, due=min(limits, default=None), answers=answers)
+
+
+def _ended(task: Task, view: View, end: Ended, now: Instant) -> Decision:
+    if wants_again(task, view, end):
+        due = end.at + pause(task.status.failures + 1)
+        if now < due:
+            answer = Answer("Finished", False, end.how.value, f"{told(end)}; it is started again")
+            return Decision(Phase.STARTING, due=due, answers=(answer,))
+        return Decision(Phase.STARTING, steps=(Again(),))
+    return Decision(task.phase, steps=(Finish(phase_of(end)),))
+
+
+def wants_again(task: Task, view: View, end: Ended) -> bool:
+    """Whether the restart policy asks for another run."""
+    spec = task.spec
+    if _unwanted(task, view) or end.how in (End.STOPPED, End.CANCELLED):
+        return False
+    if spec.restart is Restart.ALWAYS:
+        return True
+    failed = phase_of(end) is not Phase.SUCCEEDED
+    return spec.restart is Restart.ON_FAILURE and failed and task.status.failures < spec.retries
+
+
+def phase_of(end: Ended) -> Phase:
+    """What a task is once its last run has ended so."""
+    if end.how is End.EXITED:
+        return Phase.SUCCEEDED if end.code == 0 else Phase.FAILED
+    return Phase.STOPPED if end.how is End.STOPPED else Phase.FAILED
+
+
+def told(end: Ended) -> str:
+    """How a run ended, in one sentence."""
+    if end.message:
+        return end.message
+    if end.how is End.EXITED:
+        return f"exit code {end.code}"
+    return _TOLD[end.how]
+
+
+_TOLD = {
+    End.TIME_LIMIT: "its time limit was over",
+    End.MEMORY: "it used more memory than it asked for",
+    End.STOPPED: "stopped",
+    End.CANCELLED: "cancelled on its stack, not by Usina",
+    End.NODE_FAILED: "what it ran on failed",
+    End.NOT_STARTED: "it could not be started",
+}
+
+
+# --- arrays and gangs
+
+
+def _whole(task: Task, parts: Sequence[Part], gate: Gate) -> Decision:
+    if task.deleting:  # its parts were asked to go with it; the last one wakes it
+        return Decision(Phase.DELETING, steps=() if parts else (Forget(),))
+    if all(part.over for part in parts):
+        return _all_over(task, parts)
+    gang = task.spec.replicas > 1
+    failed = [part for part in parts if part.over and part.phase is not Phase.SUCCEEDED]
+    left = tuple(part.id for part in parts if not part.over)
+    if (task.spec.stopped or (gang and failed)) and task.status.how is None:
+        return Decision(Phase.STOPPING, steps=(EndParts(left),))
+    if task.status.how is not None:
+        return Decision(Phase.STOPPING)
+    if gate.hopeless and not task.status.admitted:
+        return Decision(Phase.STOPPING, steps=(EndParts(left),))
+    if gate.waits_for and not task.status.admitted:
+        return Decision(Phase.PENDING, answers=(Answer("Started", False, "waiting", gate.waits_for),))
+    if gang and not all(part.placed or part.over for part in parts):
+        return Decision(task.phase, steps=(PlaceTogether(tuple(part.id for part in parts)),))
+    return _turns(task, parts)
+
+
+def _turns(task: Task, parts: Sequence[Part]) -> Decision:
+    """As many parts at work as may be."""
+    admitted = task.status.admitted
+    at_work = sum(not part.over for part in parts[:admitted])
+    room = (task.spec.at_once or len(parts)) - at_work
+    if room > 0 and admitted < len(parts):
+        return Decision(task.phase, steps=(Admit(tuple(part.id for part in parts[admitted : admitted + room])),))
+    some_run = any(part.phase not in (Phase.PENDING, Phase.QUEUED) for part in parts)
+    return Decision(Phase.RUNNING if some_run else Phase.PENDING, settled=True)
+
+
+def _all_over(task: Task, parts: Sequence[Part]) -> Decision:
+    failed = sum(part.phase is Phase.FAILED for part in parts)
+    stopped = sum(part.phase is Phase.STOPPED for part in parts)
+    if failed:
+        answer = Answer("Finished", False, "parts-failed", f"{failed} of {len(parts)} failed")
+        return Decision(Phase.FAILED, settled=True, answers=(answer,))
+    if stopped:
+        answer = Answer("Finished", True, "stopped", f"{stopped} of {len(parts)} were stopped")
+        return Decision(Phase.STOPPED, settled=True, answers=(answer,))
+    return Decision(Phase.SUCCEEDED, settled=True, answers=(Answer("Finished", True, "all-succeeded"),))

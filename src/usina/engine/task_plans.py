@@ -1,0 +1,95 @@
+"""From a task's wish to a driver's plan: secrets opened, content found, devices named, and who to be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from usina.core.capacity import Claim, DeviceKind
+from usina.core.errors import NotFound, UsinaError
+from usina.core.task import FilePlan, GivenDevice, Target, TaskPlan, TaskSpec, handle_of
+from usina.core.task_decide import Task
+from usina.ports.blobs import Blobs
+from usina.ports.driver import DriverError, DriverPlugin
+from usina.ports.vault import Vault
+from usina.store.store import Store
+
+
+class TaskPlans:
+    def __init__(self, store: Store, blobs: Blobs, vault: Vault, plugins: Mapping[str, DriverPlugin]) -> None:
+        self._store, self._blobs, self._vault, self._plugins = store, blobs, vault, plugins
+
+    async def of(self, task: Task, claim: Claim | None) -> TaskPlan:
+        """The plan of the run under way. Raises `DriverError` where something it needs is missing for good."""
+        spec: TaskSpec = task.spec
+        try:
+            files = tuple(FilePlan(str(self._blobs.path(f.digest)), f.path, f.unpack, f.mode) for f in spec.files)
+            archive = str(self._blobs.path(spec.archive)) if spec.archive else ""
+            secrets = {name: self._vault.open(sealed, self._sealed_for(task)) for name, sealed in spec.secrets.items()}
+        except UsinaError as error:
+            raise DriverError(error.message, lasting=isinstance(error, NotFound)) from error
+        queues = spec.parent == ""
+        return TaskPlan(
+            handle=handle_of(task.id, task.status.run),
+            project=task.project,
+            title=f"{task.project}/{task.name}",
+            command=spec.command,
+            image=spec.image,
+            archive=archive,
+            environment={**_given(task), **spec.environment, **secrets},
+            secret=frozenset(secrets),
+            files=files,
+            workdir=spec.workdir,
+            ports=spec.ports,
+            network=spec.network,
+            cores=spec.cores,
+            memory=spec.memory,
+            disk=spec.disk,
+            devices=tuple(GivenDevice(name, _kind(spec)) for name in claim.devices) if claim else (),
+            cpus=claim.cpus if claim else (),
+            nodes=claim.nodes if claim else (),
+            time_limit=spec.time_limit,
+            grace=spec.grace,
+            requests=spec.devices,
+            indices=spec.indices if queues else (),
+            at_once=spec.at_once if queues else 0,
+            replicas=spec.replicas if queues else 1,
+            identity=await self._identity(task, claim),
+            dialect=spec.dialect,
+            target=await self._target(spec),
+        )
+
+    @staticmethod
+    def _sealed_for(task: Task) -> str:
+        """Secrets of an array are sealed once, for the whole."""
+        return task.spec.parent or task.id
+
+    async def _identity(self, task: Task, claim: Claim | None) -> str:
+        """Who the member is on the stack; "" where the stack does not know people, or does not know this one."""
+        host = await self._store.hosts.get(claim.provider) if claim else None
+        for name, options in (host.drivers if host else {}).items():
+            plugin = self._plugins.get(name)
+            if plugin is not None and plugin.people and plugin.stack == task.spec.on:
+                return await self._store.tasks.identity(plugin.realm_of(options), task.spec.member) or ""
+        return ""
+
+    async def _target(self, spec: TaskSpec) -> Target | None:
+        if not spec.machine:
+            return None
+        machine = await self._store.resources.get(spec.machine)
+        if machine is None or machine.provider is None or not machine.spec.interfaces:
+            raise DriverError("the machine to run in is gone, or has no network", lasting=machine is None)
+        image = await self._store.resources.get(machine.spec.image)
+        user = image.spec.user if image is not None else "debian"
+        return Target(machine.id, machine.spec.interfaces[0].address, user)
+
+
+def _given(task: Task) -> dict[str, str]:
+    """What every task finds in its environment."""
+    found = {"USINA_TASK": task.id, "USINA_RUN": str(task.status.run)}
+    if task.spec.parent:
+        found["USINA_INDEX"] = found["USINA_RANK"] = str(task.spec.index)
+    return found
+
+
+def _kind(spec: TaskSpec) -> DeviceKind:
+    return spec.devices[0].kind if spec.devices else DeviceKind.GPU

@@ -1,0 +1,5 @@
+"""Content by digest, in a folder."""
+
+from usina.services.blobs.folder import BlobFolder
+
+__all__ = ["BlobFolder"]
