@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,7 +40,7 @@ def _devices(host: Host) -> str:
 _COLUMNS: screen.Columns[Host] = [
     ("name", lambda h: h.name),
     ("state", lambda h: screen.phase(h.state if h.reachable else "unreachable")),
-    ("driver", lambda h: h.driver),
+    ("drivers", lambda h: ", ".join([h.driver, *h.also])),
     ("cores", lambda h: _used(h, "cores", sized=False)),
     ("memory", lambda h: _used(h, "memory")),
     ("disk", lambda h: _used(h, "disk")),
@@ -59,6 +59,10 @@ _CLAIMS: screen.Columns[Claim] = [
 ]
 
 
+def _driver(name: str, options: dict[str, Any]) -> str:
+    return " ".join([name, *(f"{key}={value}" for key, value in options.items())])
+
+
 def _device(one: Device) -> str:
     state = "cordoned" if one.cordoned else "taken" if one.taken else "free"
     where = "" if one.node is None else f"  NUMA {one.node}"
@@ -72,7 +76,7 @@ def _rows(host: Host, site: Client) -> list[tuple[str, Cell]]:
         ("name", f"{host.name} ({host.id})"),
         ("state", screen.phase(host.state if host.reachable else "unreachable")),
         ("message", host.message),
-        ("driver", f"{host.driver} {' '.join(f'{k}={v}' for k, v in host.options.items())}"),
+        ("drivers", "\n".join(_driver(one, its) for one, its in {host.driver: host.options, **host.also}.items())),
         ("cores", _used(host, "cores", sized=False)),
         ("memory", _used(host, "memory")),
         ("disk", _used(host, "disk")),
@@ -94,19 +98,99 @@ def add(
         list[str] | None,
         typer.Option("--option", "-O", help="KEY=VALUE for the driver; repeat it.", metavar="KEY=VALUE"),
     ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option("--with", help="DRIVER, or DRIVER,KEY=VALUE,…: a further one on the same host; repeat it."),
+    ] = None,
     cpu_ratio: Annotated[float, typer.Option(help="Virtual CPUs to give away per real one.", min=0.1, max=64)] = 1.0,
     output: Out = Output.TABLE,
 ) -> None:
     """Take a host into service. It is probed first; one that does not answer is not added.
 
+    One machine is one host, however many drivers do things there: what they give away is counted once.
+
     Examples:
-      usina host add local --option uri=qemu:///system
+      usina host add local --option uri=qemu:///system --with process --with podman
       usina host add node7 --option uri=qemu+ssh://root@node7/system --cpu-ratio 4
       usina host add pretend --driver fake --option cores=64 --option memory=256GiB --option gpus=8
     """
     with door.client() as site:
-        host = site.hosts.add(name, driver, short_forms.host_options(option or ()), cpu_ratio)
+        others = {word.partition(",")[0]: _also(word) for word in also or ()}
+        host = site.hosts.add(name, driver, short_forms.host_options(option or ()), cpu_ratio, others)
         screen.show_one(host, _rows(host, site), output)
+
+
+def _also(text: str) -> dict[str, Any]:
+    return short_forms.host_options([word for word in text.split(",")[1:] if word])
+
+
+@app.command()
+def adopt(
+    name: NewName,
+    driver: Annotated[str, typer.Option("--driver", "-d", help="How it is reached; see `usina doctor`.")] = "slurm",
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-O", help="KEY=VALUE for the driver; repeat it.", metavar="KEY=VALUE"),
+    ] = None,
+    output: Out = Output.TABLE,
+) -> None:
+    """Take all parts of a cluster into service, each partition as a host; nothing is changed on the cluster.
+
+    Repeat it when partitions have come; those that are there stay as they are.
+
+    Examples:
+      usina host adopt hpc --driver slurm --option url=http://slurm:6820 --option jwt_key=/etc/usina/jwt.key
+    """
+    with door.client() as site:
+        hosts = site.hosts.adopt(name, driver, short_forms.host_options(option or ()))
+        screen.show_list(hosts, _COLUMNS, output)
+
+
+@app.command()
+def drivers(
+    host: HostName,
+    add: Annotated[list[str] | None, typer.Option("--add", help="DRIVER, or DRIVER,KEY=VALUE,…; repeat it.")] = None,
+    remove: Annotated[list[str] | None, typer.Option("--remove", help="DRIVER; repeat it.", metavar="DRIVER")] = None,
+) -> None:
+    """Add further drivers to a host, or take them away.
+
+    Examples:
+      usina host drivers local --add process --add podman
+      usina host drivers local --remove podman
+    """
+    changes: dict[str, dict[str, Any] | None] = {word.partition(",")[0]: _also(word) for word in add or ()}
+    changes |= dict.fromkeys(remove or ())
+    with door.client() as site:
+        found = site.hosts.change(host, also=changes) if changes else site.hosts.get(host)
+        screen.done(f"host {found.name} is run by {', '.join([found.driver, *found.also])}")
+
+
+@app.command()
+def identity(
+    host: HostName,
+    member: Annotated[str | None, typer.Argument(help="Member, by name or id.", metavar="MEMBER")] = None,
+    name: Annotated[str | None, typer.Argument(help='Unix name there; "" takes it away.', metavar="NAME")] = None,
+    output: Out = Output.TABLE,
+) -> None:
+    """Say who members are on a host whose stack knows people, such as a Slurm cluster; without NAME, list them.
+
+    Tasks run there as that Unix user. It holds for all hosts that share their accounts.
+
+    Examples:
+      usina host identity hpc-main
+      usina host identity hpc-main ada alovelace
+    """
+    with door.client() as site:
+        if member is not None and name is not None:
+            site.hosts.map_identity(host, door.member_id(site, member), name)
+            screen.done(f"{member} is {name or 'nobody'} there")
+            return
+        names = {one.id: one.name for one in site.members.list()}
+        found = [(names.get(id, id), unix) for id, unix in site.hosts.identities(host).items()]
+        if output is Output.JSON:
+            screen.print_json(dict(found))
+        else:
+            screen.out().print(screen.table(["member", "name there"], sorted(found)))
 
 
 @app.command("list")

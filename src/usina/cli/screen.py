@@ -27,6 +27,8 @@ WIDE = 220  # columns where no terminal says how many there are: nothing is cut 
 _COLOURS = {
     "running": "green",
     "ready": "green",
+    "succeeded": "green",
+    "queued": "yellow",
     "enabled": "green",
     "pending": "yellow",
     "building": "yellow",

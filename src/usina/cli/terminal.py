@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
 import termios
 import threading
@@ -11,14 +12,26 @@ import tty
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from usina.client import Stream
+from usina.client import Command, Stream
 from usina.core.errors import UsinaError
 
 LEAVE = b"\x1d"  # Ctrl-]
 CHUNK = 4096
 
 
-def attend(stream: Stream) -> bool:
+def sized(line: Command) -> None:
+    """Tell the other side how large this terminal is, now and whenever it changes."""
+
+    def tell(*_: object) -> None:
+        size = os.get_terminal_size()
+        with suppress(EOFError, OSError):
+            line.resize(size.lines, size.columns)
+
+    tell()
+    signal.signal(signal.SIGWINCH, tell)
+
+
+def attend(stream: Stream | Command) -> bool:
     """Connect this terminal (or pipe) with `stream`. True when the person left, False when the stream ended.
 
     Raises what the stream raises when it is refused.
@@ -50,7 +63,7 @@ def attend(stream: Stream) -> bool:
     return left
 
 
-def _type(stream: Stream, over: threading.Event, wake: int) -> bool:
+def _type(stream: Stream | Command, over: threading.Event, wake: int) -> bool:
     """Send what is typed until Ctrl-] (True) or the end of the stream or of the input."""
     inputs = [0, wake]
     while not over.is_set():
@@ -66,6 +79,9 @@ def _type(stream: Stream, over: threading.Event, wake: int) -> bool:
             return True
         if not data:
             inputs.remove(0)  # the input has ended; go on showing
+            if isinstance(stream, Command):
+                with suppress(EOFError):
+                    stream.write(b"")
     return False
 
 

@@ -23,11 +23,13 @@ from usina.client.models import (
     Score,
     Site,
     Tenant,
+    Usage,
     Victim,
     WhoAmI,
     Window,
 )
-from usina.client.streams import Stream
+from usina.client.streams import Command, Stream
+from usina.client.tasks import LogLine
 
 __all__ = [
     "ApiError",
@@ -35,6 +37,7 @@ __all__ = [
     "Card",
     "Claim",
     "Client",
+    "Command",
     "Device",
     "DeviceWish",
     "Event",
@@ -42,6 +45,7 @@ __all__ = [
     "FreshKey",
     "Host",
     "Key",
+    "LogLine",
     "Member",
     "Project",
     "Quota",
@@ -52,6 +56,7 @@ __all__ = [
     "Site",
     "Stream",
     "Tenant",
+    "Usage",
     "Victim",
     "WaitedTooLong",
     "WhoAmI",

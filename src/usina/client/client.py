@@ -15,8 +15,9 @@ from usina.client.images import Images
 from usina.client.models import Event, Resource, Site, WhoAmI
 from usina.client.resources import Forwards, Machines, Networks, SecurityGroups, Volumes
 from usina.client.streams import Stream, open_stream
+from usina.client.tasks import Tasks
 from usina.client.waiting import Watch
-from usina.client.wire import Wire
+from usina.client.wire import Wire, segment
 
 _PATHS = {
     "machine": "/machines",
@@ -25,6 +26,7 @@ _PATHS = {
     "image": "/images",
     "security_group": "/security-groups",
     "forward": "/forwards",
+    "task": "/tasks",
 }
 
 
@@ -49,6 +51,7 @@ class Client:
         self.security_groups = SecurityGroups(wire, project)
         self.forwards = Forwards(wire, project)
         self.images = Images(wire, project)
+        self.tasks = Tasks(wire, project)
         self.tenants = Tenants(wire)
         self.projects = Projects(wire)
         self.members = Members(wire)
@@ -124,11 +127,11 @@ class Client:
 
     def console(self, machine: str, project: str | None = None) -> Stream:
         """The guest's serial line."""
-        return open_stream(self._wire, machine, "console", project or self.project)
+        return open_stream(self._wire, f"/machines/{segment(machine)}/console", project or self.project)
 
     def tunnel(self, machine: str, port: int, project: str | None = None) -> Stream:
         """A TCP stream to a port of the guest."""
-        return open_stream(self._wire, machine, "tunnel", project or self.project, port=port)
+        return open_stream(self._wire, f"/machines/{segment(machine)}/tunnel", project or self.project, {"port": port})
 
     def close(self) -> None:
         self._wire.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -147,16 +148,49 @@ class _Claims(msgspec.Struct):
     items: tuple[Claim, ...]
 
 
+class _HostItems(msgspec.Struct):
+    items: list[Host]
+
+
+class Identity(msgspec.Struct, frozen=True):
+    member: str
+    name: str
+
+
+class _Identities(msgspec.Struct):
+    items: tuple[Identity, ...]
+
+
 class Hosts:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
 
     def add(
-        self, name: str, driver: str, options: Mapping[str, Any] | None = None, cpu_ratio: float | None = None
+        self,
+        name: str,
+        driver: str,
+        options: Mapping[str, Any] | None = None,
+        cpu_ratio: float | None = None,
+        also: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> Host:
         """Take a host into service. It is probed first; one that does not answer is not added."""
-        body = given(name=name, driver=driver, options=options, cpu_ratio=cpu_ratio)
+        body = given(name=name, driver=driver, options=options, cpu_ratio=cpu_ratio, also=also)
         return self._wire.one(Host, "POST", "/hosts", body=body)
+
+    def adopt(self, name: str, driver: str, options: Mapping[str, Any] | None = None) -> builtins.list[Host]:
+        """Take all parts of a cluster into service, each as a host of its own."""
+        body = given(name=name, driver=driver, options=options)
+        return self._wire.one(_HostItems, "POST", "/hosts/adopt", body=body).items
+
+    def identities(self, ref: str) -> dict[str, str]:
+        """Who members are on the host, where its stack knows people: member id to Unix name."""
+        found = self._wire.one(_Identities, "GET", f"/hosts/{segment(ref)}/identities").items
+        return {one.member: one.name for one in found}
+
+    def map_identity(self, ref: str, member: str, name: str) -> None:
+        """Say who a member (by id) is on the host, and on all that share its accounts; ``""``: nobody."""
+        path = f"/hosts/{segment(ref)}/identities/{segment(member)}"
+        self._wire.call("PUT", path, body={"name": name})
 
     def list(self) -> Iterator[Host]:
         return self._wire.pages(Host, "/hosts")
@@ -179,11 +213,13 @@ class Hosts:
         tenants: Sequence[str] | None = None,
         maintenance: Sequence[Window] | None = None,
         price: int | None = None,
+        also: Mapping[str, Mapping[str, Any] | None] | None = None,
     ) -> Host:
         """Say where a host stands, and on what terms; what is None stays as it is.
 
         `topology` is level (site, block, rack, nvlink) to domain; ``""`` takes a domain, or the group, away. `tenants`
-        are those it is dedicated to, by name or id. `price` is in micro-credits an hour.
+        are those it is dedicated to, by name or id. `price` is in micro-credits an hour. `also` adds further drivers
+        with their options; None takes one away.
         """
         body = given(
             topology=topology,
@@ -193,6 +229,7 @@ class Hosts:
             tenants=tenants,
             maintenance=maintenance,
             price=price,
+            also=also,
         )
         return self._wire.one(Host, "PATCH", f"/hosts/{segment(ref)}", body=body)
 

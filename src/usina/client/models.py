@@ -190,6 +190,27 @@ class Host(msgspec.Struct, frozen=True):
     created_at: datetime
 
 
+class DeviceUse(msgspec.Struct, frozen=True):
+    address: str
+    busy: float
+    memory: int
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What a task has used: seconds of one core so far, bytes of memory now and at most."""
+
+    at: datetime
+    cpu: float
+    memory: int
+    peak: int
+    devices: tuple[DeviceUse, ...]
+
+
+class Blob(msgspec.Struct, frozen=True):
+    digest: str
+    size: int
+
+
 class Claim(msgspec.Struct, frozen=True):
     """Capacity held on a host for a resource."""
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import ipaddress
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx2
@@ -24,6 +26,7 @@ T = TypeVar("T")
 API = "/api/v1"
 PAUSES = (0.1, 0.4, 1.0)  # seconds before each repetition
 PAGE = 500
+CHUNK = 1 << 20
 _REPEATABLE = frozenset({"GET", "PUT", "DELETE"})
 
 Query = Mapping[str, str | int | None]
@@ -68,6 +71,31 @@ class Wire:
             raise read_problem(answer.status_code, answer.content)
         return answer
 
+    @contextmanager
+    def stream(self, method: str, path: str, *, query: Query | None = None) -> Iterator[httpx2.Response]:
+        """One request whose answer is read as it comes. Raises `CannotConnect`."""
+        patient = httpx2.Timeout(None, connect=5.0)
+        try:
+            with self.http.stream(method, path, params=_params(query), timeout=patient) as answer:
+                yield answer
+        except httpx2.TransportError as error:
+            raise self.unanswered(error) from error
+
+    def send_file(
+        self, method: str, path: str, file: Path, *, query: Query | None = None, told: Callable[[int], None]
+    ) -> None:
+        """Send a file as the body. Raises `ApiError`, `CannotConnect`."""
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(file.stat().st_size)}
+        with file.open("rb") as source:
+            try:
+                answer = self.http.request(
+                    method, path, params=_params(query), headers=headers, content=_chunks(source, told), timeout=None
+                )
+            except httpx2.TransportError as error:
+                raise self.unanswered(error) from error
+        if not answer.is_success:
+            raise read_problem(answer.status_code, answer.content)
+
     def _send(self, request: httpx2.Request, *, repeatable: bool) -> httpx2.Response:
         for pause in (*PAUSES, None):
             try:
@@ -103,6 +131,12 @@ class Wire:
 
     def close(self) -> None:
         self.http.close()
+
+
+def _chunks(source: BinaryIO, told: Callable[[int], None]) -> Iterator[bytes]:
+    while chunk := source.read(CHUNK):
+        yield chunk
+        told(len(chunk))
 
 
 class _Page(msgspec.Struct):

@@ -13,12 +13,15 @@ from usina.app.context import Context, House
 from usina.core.errors import UsinaError
 from usina.core.grant import found
 from usina.core.tenancy import SITE, Actor, Key, Member, Role
+from usina.ports.driver import DriverError
 from usina.server.settings import Settings
 from usina.store import identity as writers
 
 log = structlog.get_logger()
 
 OPERATOR = "admin"
+LOCAL = ("libvirt", "process", "podman")
+"""Drivers that are tried on this machine, the one that knows it best first."""
 FIRST = "main"
 
 
@@ -63,21 +66,36 @@ def _write_private(settings: Settings, admin: dict[str, str]) -> None:
 
 
 async def _add_this_machine(context: Context) -> None:
-    """This machine as host ``local``, if its libvirt can be used; a site without hosts is a site all the same."""
-    if "libvirt" not in context.house.plugins:
-        log.warning("libvirt's Python library is not installed; add a host with `usina host add`")
+    """This machine as host ``local``, with every driver that can be used here. A site without hosts is a site all the
+    same."""
+    usable = [name for name in LOCAL if await _usable(context, name)]
+    if not usable:
+        log.warning("nothing can run on this machine; see `usina doctor`")
         return
-    uri = (
-        "qemu:///system" if os.geteuid() == 0 or os.access("/run/libvirt/libvirt-sock", os.W_OK) else "qemu:///session"
-    )
+    first, *others = usable
     try:
-        host = await hosts.add(context, "local", "libvirt", {"uri": uri})
+        host = await hosts.add(context, "local", first, _options(first), also={name: {} for name in others})
     except UsinaError as error:
         log.warning("this machine was not added as a host; see `usina doctor`", reason=error.message)
         return
     facts = host.provider.inventory.facts
-    log.info(
-        "this machine is host local",
-        accelerator=facts.get("accelerator"),
-        why=facts.get("accelerator_reason"),
-    )
+    log.info("this machine is host local", drivers=" ".join(host.drivers), accelerator=facts.get("accelerator"))
+
+
+async def _usable(context: Context, name: str) -> bool:
+    """Whether a driver answers here. One that does not is told, and left out."""
+    if name not in context.house.plugins:
+        return False
+    try:
+        await context.house.hosts.probe("hst-probe", "local", {name: _options(name)})
+    except DriverError as error:
+        log.warning("not used on this machine; see `usina doctor`", driver=name, reason=error.public)
+        return False
+    return True
+
+
+def _options(name: str) -> dict[str, str]:
+    if name != "libvirt":
+        return {}
+    system = os.geteuid() == 0 or os.access("/run/libvirt/libvirt-sock", os.W_OK)
+    return {"uri": "qemu:///system" if system else "qemu:///session"}
