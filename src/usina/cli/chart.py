@@ -44,6 +44,4 @@ def blocks(values: Sequence[float], top: float, width: int = WIDTH) -> str:
         edges = [round(i * len(values) / width) for i in range(width + 1)]
         values = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
     last = len(BLOCKS) - 1
-    return "".join(
-        BLOCKS[min(last, max(0, int(value / top * last + 0.5)))] if top > 0 else BLOCKS[0] for value in values
-    )
+    return "".join(BLOCKS[round(min(1.0, value / top) * last) if value > 0 and top > 0 else 0] for value in values)

@@ -35,6 +35,7 @@ Task = Resource[TaskSpec, TaskStatus]
 
 LOOK_AGAIN = 5.0  # seconds between looks at a stack that does not answer
 SLACK = 30.0  # seconds that a stack may be late in ending a run at its time limit, before it is told to
+_BEFORE = frozenset({Phase.PENDING, Phase.QUEUED, Phase.BUILDING})
 OVER = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.STOPPED})
 
 
@@ -119,7 +120,7 @@ def begun(task: Task) -> TaskStatus:
 def decide(task: Task, claim: Claim | None, view: View, now: Instant) -> Decision:
     """The next steps of `task`, which holds `claim` and stands like `view`."""
     if view.parts is not None:
-        return _whole(task, view.parts, view.gate)
+        return _whole(task, view.parts, view.gate, now)
     if claim is None:
         return _unplaced(task, view, now)
     match view.sight:
@@ -238,7 +239,7 @@ _TOLD = {
 # --- arrays and gangs
 
 
-def _whole(task: Task, parts: Sequence[Part], gate: Gate) -> Decision:
+def _whole(task: Task, parts: Sequence[Part], gate: Gate, now: Instant) -> Decision:
     if task.deleting:  # its parts were asked to go with it; the last one wakes it
         return Decision(Phase.DELETING, steps=() if parts else (Forget(),))
     if all(part.over for part in parts):
@@ -256,18 +257,19 @@ def _whole(task: Task, parts: Sequence[Part], gate: Gate) -> Decision:
         return Decision(Phase.PENDING, answers=(Answer("Started", False, "waiting", gate.waits_for),))
     if gang and not all(part.placed or part.over for part in parts):
         return Decision(task.phase, steps=(PlaceTogether(tuple(part.id for part in parts)),))
-    return _turns(task, parts)
+    return _turns(task, parts, now)
 
 
-def _turns(task: Task, parts: Sequence[Part]) -> Decision:
+def _turns(task: Task, parts: Sequence[Part], now: Instant) -> Decision:
     """As many parts at work as may be."""
     admitted = task.status.admitted
     at_work = sum(not part.over for part in parts[:admitted])
     room = (task.spec.at_once or len(parts)) - at_work
     if room > 0 and admitted < len(parts):
         return Decision(task.phase, steps=(Admit(tuple(part.id for part in parts[admitted : admitted + room])),))
-    some_run = any(part.phase not in (Phase.PENDING, Phase.QUEUED) for part in parts)
-    return Decision(Phase.RUNNING if some_run else Phase.PENDING, settled=True)
+    if any(part.phase not in _BEFORE for part in parts):
+        return Decision(Phase.RUNNING, settled=True)
+    return Decision(Phase.PENDING, settled=True, due=now + 1)  # parts wake it at their end, not when they begin
 
 
 def _all_over(task: Task, parts: Sequence[Part]) -> Decision:
