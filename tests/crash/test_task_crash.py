@@ -1,0 +1,147 @@
+"""The control plane killed by SIGKILL at every boundary of a task's life, on a pretended stack that outlives it.
+
+After a restart each task has run exactly once, holds nothing, and nothing of it is left on the stack.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import msgspec
+import pytest
+
+from usina.core.task import task_of
+from usina.testing.nursery import Nursery
+from usina.testing.process import FactoryProcess, Refused
+from usina.testing.waiting import until
+
+pytestmark = pytest.mark.slow
+
+Json = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery() as nursery:
+        yield nursery
+
+
+@pytest.fixture
+def factory(tmp_path: Path, nursery: Nursery) -> Iterator[FactoryProcess]:
+    with FactoryProcess(tmp_path / "data", local_host=False, nursery=nursery).start() as process:
+        process.call("POST", "/hosts", {"name": "h1", "driver": "fake"})
+        yield process
+
+
+def attempt(factory: FactoryProcess, method: str, path: str, body: Json | None = None) -> None:
+    """Ask, whatever becomes of the answer: the process may die before it gives one."""
+    try:
+        factory.call(method, path, body, key="once" if method == "POST" else "")
+    except httpx2.TransportError:
+        return
+    except Refused as refused:
+        assert refused.status in (404, 409), refused
+
+
+def crash(factory: FactoryProcess, fault: str, body: Json) -> None:
+    """Order with a fault, see the process die there, start without it and order again."""
+    factory.stop()
+    factory.start(fault)
+    attempt(factory, "POST", "/tasks", body)
+    factory.died()
+    factory.start()
+    attempt(factory, "POST", "/tasks", body)
+
+
+def lines(factory: FactoryProcess) -> list[Json]:
+    [journal] = factory.data_dir.glob("hosts/*/fake/runs.jsonl")
+    return [msgspec.json.decode(line) for line in journal.read_bytes().splitlines()]
+
+
+def starts(factory: FactoryProcess) -> Counter[str]:
+    """How often each task was begun on the stack."""
+    return Counter(task_of(line["handle"]) for line in lines(factory) if not line.get("gone"))
+
+
+def left(factory: FactoryProcess) -> set[str]:
+    standing: set[str] = set()
+    for line in lines(factory):
+        (standing.discard if line.get("gone") else standing.add)(line["handle"])
+    return standing
+
+
+def nothing_held(factory: FactoryProcess) -> None:
+    assert not any(factory.call("GET", "/hosts/h1")["used"].values())
+    used = factory.call("GET", "/quotas/main")["used"]
+    assert {name: n for name, n in used.items() if n and name != "tasks"} == {}
+
+
+POINTS = ["before:Place", "after:Place", "after:plan", "before:Start", "after:Start", "before:Record", "after:Record",
+          "before:Finish", "after:Finish"]  # fmt: skip
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_task_runs_exactly_once(factory: FactoryProcess, point: str) -> None:
+    crash(factory, f"{point}:1", {"name": "t1", "on": "fake", "command": ["sleep", "0.5"]})
+    task = factory.phase("/tasks/t1", "succeeded")
+    assert starts(factory) == {task["id"]: 1}
+    assert task["status"]["run"] == 1
+    nothing_held(factory)
+    until(lambda: not left(factory), limit=60)
+
+
+@pytest.mark.parametrize("point", ["before:PlaceTogether", "after:PlaceTogether", "before:Admit", "after:Admit"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_gang_and_an_array_run_exactly_once(factory: FactoryProcess, point: str, number: int) -> None:
+    many = {"replicas": 3} if "Together" in point else {"indices": [0, 1, 2], "at_once": 2}
+    if "Together" in point and number == 2:
+        point = "after:Start"
+    crash(factory, f"{point}:{number}", {"name": "t1", "on": "fake", "command": ["sleep", "0.5"], **many})
+    factory.phase("/tasks/t1", "succeeded")
+    assert sorted(starts(factory).values()) == [1, 1, 1]
+    nothing_held(factory)
+    until(lambda: not left(factory), limit=60)
+
+
+@pytest.mark.parametrize("point", ["before:Again", "after:Again", "after:Start"])
+def test_a_restart_is_counted_once(factory: FactoryProcess, point: str) -> None:
+    body = {"name": "t1", "on": "fake", "command": ["exit", "1"], "restart": "on-failure", "retries": 1}
+    crash(factory, f"{point}:{2 if point == 'after:Start' else 1}", body)
+    task = factory.phase("/tasks/t1", "failed")
+    assert task["status"]["run"] == 2
+    assert starts(factory) == {task["id"]: 2}
+    nothing_held(factory)
+    until(lambda: not left(factory), limit=60)
+
+
+@pytest.mark.parametrize("point", ["before:Stop", "after:Stop"])
+def test_stopping(factory: FactoryProcess, point: str) -> None:
+    factory.call("POST", "/tasks", {"name": "t1", "on": "fake", "command": ["sleep", "600"]})
+    factory.phase("/tasks/t1", "running")
+    factory.stop()
+    factory.start(f"{point}:1")
+    attempt(factory, "POST", "/tasks/t1/stop")
+    factory.died()
+    factory.start()
+    factory.phase("/tasks/t1", "stopped")
+    nothing_held(factory)
+
+
+@pytest.mark.parametrize("point", ["before:Remove", "after:Remove", "before:Forget", "after:Forget"])
+def test_deleting(factory: FactoryProcess, point: str) -> None:
+    factory.call("POST", "/tasks", {"name": "t1", "on": "fake", "command": ["sleep", "600"]})
+    factory.phase("/tasks/t1", "running")
+    factory.stop()
+    factory.start(f"{point}:1")
+    attempt(factory, "DELETE", "/tasks/t1")
+    factory.died()
+    factory.start()
+    attempt(factory, "DELETE", "/tasks/t1")
+    factory.gone("/tasks/t1")
+    assert left(factory) == set()
+    nothing_held(factory)
+    assert factory.call("GET", "/quotas/main")["used"]["tasks"] == 0
