@@ -38,6 +38,7 @@ def resource(**changes: Any) -> Resource:
         "observed": 1,
         "deleting": False,
         "host": None,
+        "parent": None,
         "spec": {},
         "status": {},
         "conditions": (),

@@ -28,6 +28,7 @@ RESOURCE: dict[str, Any] = {
     "observed": 0,
     "deleting": False,
     "host": None,
+    "parent": None,
     "spec": {},
     "status": {},
     "conditions": [],

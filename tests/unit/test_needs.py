@@ -32,7 +32,7 @@ def needs(spec: MachineSpec) -> Needs:
 
 class TestNeeds:
     def test_without_wishes_only_the_tenant_is_added(self) -> None:
-        assert needs(PLAIN) == Needs(2, GiB, GiB, tenant="tnt-1")
+        assert needs(PLAIN) == Needs(2, GiB, GiB, tenant="tnt-1", traits=frozenset({"machine"}))
 
     def test_groups_are_the_projects_own_and_machines_stay_themselves(self) -> None:
         found = needs(replace(PLAIN, near=(OTHER, "web"), apart=("db",), group="web", spread_over="rack"))
@@ -49,7 +49,7 @@ class TestNeeds:
 
     def test_a_volume_is_its_tenants_too(self) -> None:
         volume = Resource("vol-1", Kind.VOLUME, "tnt-1", "prj-1", "v", VolumeSpec(GiB), NoStatus(), 0.0, 0.0)
-        assert volume_needs(volume) == Needs(0, 0, GiB, tenant="tnt-1")
+        assert volume_needs(volume) == Needs(0, 0, GiB, tenant="tnt-1", traits=frozenset({"machine"}))
 
     def test_a_spec_of_an_earlier_release_is_one_without_wishes(self) -> None:
         old = {"image": "img-1", "cores": 2, "memory": GiB, "disk": GiB, "devices": [{"kind": "gpu", "count": 2}]}

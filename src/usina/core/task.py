@@ -206,6 +206,8 @@ class TaskStatus:
     message: str = ""
     usage: Usage | None = None
     healthy: bool | None = None
+    unwell: int = 0  # answers in a row that were not well
+    asked_at: Instant = 0.0  # how it is
     units: tuple[Unit, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     progress: float = 0.0  # of what comes before the start, such as pulling an image; 0 to 1

@@ -74,6 +74,7 @@ class View:
     parts: tuple[Part, ...] | None = None
     ending: bool = False  # the whole that it is a part of is over, or is to end
     idle_since: Instant | None = None
+    well: bool | None = None  # its health, if it was asked just now
 
 
 def needs_of(task: Task, now: Instant) -> Needs:
@@ -183,10 +184,41 @@ def _running(task: Task, view: View, since: Instant, now: Instant) -> Decision:
         limits.append(since + spec.time_limit + spec.grace + SLACK)
     if spec.idle_limit and view.idle_since is not None:
         limits.append(view.idle_since + spec.idle_limit)
-    if limits and min(limits) <= now:
+    if (limits and min(limits) <= now) or (is_unwell(task) and spec.restart is not Restart.NEVER):
         return Decision(Phase.STOPPING, steps=(Stop(spec.grace),))
-    answers = (_REACHED, Answer("Started", True, "running"))
+    answers: tuple[Answer, ...] = (_REACHED, Answer("Started", True, "running"))
+    if spec.health is not None:
+        unwell = health_after(task, view, since, now)[1]
+        limits.append(
+            now if unwell >= spec.health.failures and spec.restart is not Restart.NEVER else now + spec.health.every
+        )
+        answers = (*answers, _healthy(unwell))
     return Decision(Phase.RUNNING, settled=True, due=min(limits, default=None), answers=answers)
+
+
+def _healthy(unwell: int) -> Answer:
+    if not unwell:
+        return Answer("Healthy", True, "answers-well")
+    return Answer("Healthy", False, "unwell", f"{unwell} answers in a row were not well")
+
+
+def is_unwell(task: Task) -> bool:
+    """Whether it has not been well for as often as its health check allows."""
+    health = task.spec.health
+    return health is not None and task.status.unwell >= health.failures
+
+
+def health_after(task: Task, view: View, since: Instant, now: Instant) -> tuple[bool | None, int]:
+    """(healthy, answers in a row that were not well) with the answer in `view`, if there is one."""
+    health, status = task.spec.health, task.status
+    if health is None or view.well is None:
+        return status.healthy, status.unwell
+    if view.well:
+        return True, 0
+    if now - since < health.patience and not status.healthy:
+        return status.healthy, 0  # it is still coming up
+    unwell = status.unwell + 1
+    return unwell < health.failures and status.healthy, unwell
 
 
 def _ended(task: Task, view: View, end: Ended, now: Instant) -> Decision:
@@ -196,13 +228,16 @@ def _ended(task: Task, view: View, end: Ended, now: Instant) -> Decision:
             answer = Answer("Finished", False, end.how.value, f"{told(end)}; it is started again")
             return Decision(Phase.STARTING, due=due, answers=(answer,))
         return Decision(Phase.STARTING, steps=(Again(),))
-    return Decision(task.phase, steps=(Finish(phase_of(end)),))
+    unwell = end.how is End.STOPPED and is_unwell(task) and not _unwanted(task, view)
+    return Decision(task.phase, steps=(Finish(Phase.FAILED if unwell else phase_of(end)),))
 
 
 def wants_again(task: Task, view: View, end: Ended) -> bool:
     """Whether the restart policy asks for another run."""
     spec = task.spec
-    if _unwanted(task, view) or end.how in (End.STOPPED, End.CANCELLED):
+    if _unwanted(task, view) or end.how is End.CANCELLED:
+        return False
+    if end.how is End.STOPPED and not is_unwell(task):
         return False
     if spec.restart is Restart.ALWAYS:
         return True

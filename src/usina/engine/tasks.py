@@ -21,6 +21,7 @@ from usina.core.units import GiB, Instant, KiB, MiB
 from usina.engine.faults import fault
 from usina.engine.fleet import Fleet
 from usina.engine.hand import Held, Report
+from usina.engine.probe import is_well
 from usina.engine.task_plans import TaskPlans
 from usina.ports.blobs import Blobs
 from usina.ports.driver import DriverError, HostUnreachable
@@ -70,7 +71,15 @@ class TaskHand:
         sight = await driver.observe(handle)
         self._fleet.saw(held.claim.provider, handle, sight, task.spec.on)
         idle = await self._idle_since(task) if task.spec.idle_limit and isinstance(sight, Running) else None
-        return replace(view, sight=sight, idle_since=idle)
+        well = await self._ask(driver, task, handle) if isinstance(sight, Running) else None
+        return replace(view, sight=sight, idle_since=idle, well=well)
+
+    async def _ask(self, driver: TaskDriver, task: Task, handle: str) -> bool | None:
+        """How it is, if it is time to ask."""
+        health = task.spec.health
+        if health is None or task.spec.stopped or self._clock.now() < task.status.asked_at + health.every - 0.1:
+            return None
+        return await is_well(driver, handle, health)
 
     def _is_whole(self, task: Task) -> bool:
         many = bool(task.spec.indices) or task.spec.replicas > 1
@@ -121,9 +130,13 @@ class TaskHand:
             case Queued(_, job, estimate, units):
                 return replace(status, job=job, estimate=estimate, units=units)
             case Running(since, job, nodes, units):
+                now = self._clock.now()
+                healthy, unwell = task_decide.health_after(task, view, since, now) if view is not None else (None, 0)
+                asked = now if view is not None and view.well is not None else status.asked_at
                 return replace(
-                    status, job=job, nodes=nodes, units=units, began_at=since, estimate=None, progress=1.0, doing=""
-                )
+                    status, job=job, nodes=nodes, units=units, began_at=since, estimate=None, progress=1.0, doing="",
+                    healthy=healthy, unwell=unwell, asked_at=asked,
+                )  # fmt: skip
             case _:
                 return status
 
