@@ -18,6 +18,7 @@ from usina.core.resource import Kind
 from usina.core.tenancy import Action, Scope
 from usina.ports.driver import DriverError, Part
 from usina.store import hosts as writers
+from usina.store import tasks
 
 
 def _require(context: Context, action: Action) -> Grant:
@@ -144,6 +145,33 @@ async def set_drivers(context: Context, ref: str, also: Mapping[str, Mapping[str
     await context.commit(work)
     context.house.near.forget()
     return await find(context, host.id)
+
+
+async def identities(context: Context, ref: str) -> dict[str, str]:
+    """Who members are on a host: member id → Unix name. Raises `Conflict` where its stacks do not know people."""
+    host = await find(context, ref)
+    return await context.store.tasks.identities(_realm(context, host))
+
+
+async def map_identity(context: Context, ref: str, member: str, name: str) -> None:
+    """Say who a member is on a host, and on all that share its accounts; ``""``: nobody."""
+    grant = _require(context, Action.HOST_OPERATE)
+    host = await find(context, ref)
+    if await context.store.identity.member(member) is None:
+        raise NotFound("member not found", field="member")
+    work = context.work()
+    tasks.map_identity(work, _realm(context, host), member, name or None, grant)
+    text = f"{member} is {name} there" if name else f"{member} is nobody there any more"
+    work.emit(_event(context, "host.identity", host, text))
+    await context.commit(work)
+
+
+def _realm(context: Context, host: Host) -> str:
+    for driver, options in host.drivers.items():
+        plugin = context.house.plugins.get(driver)
+        if plugin is not None and plugin.people:
+            return plugin.realm_of(options)
+    raise Conflict(f"nothing on host {host.name} knows people", code="no-people")
 
 
 async def list_hosts(context: Context) -> list[Host]:

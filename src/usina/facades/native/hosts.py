@@ -11,11 +11,12 @@ from usina.app import host_terms, hosts
 from usina.core.capacity import HostState, Window
 from usina.core.units import parse_instant
 from usina.facades.native.door import Reader, RefPath, problems
-from usina.facades.native.models import AdoptIn, HostChange, HostIn, WindowIn
-from usina.facades.native.views import ClaimList, HostList, HostOut, claim_view, host_view, reply
+from usina.facades.native.models import AdoptIn, HostChange, HostIn, IdentityIn, WindowIn
+from usina.facades.native.views import ClaimList, HostList, HostOut, IdentityList, claim_view, host_view, reply
 
 router = APIRouter(prefix="/hosts", tags=["hosts"], responses=problems(401, 403, 404, 409, 413, 422, 503))
 
+MemberPath = Annotated[str, Path(pattern=r"^mbr-[0-9a-z]{26}$", description="Member, by id")]
 DevicePath = Annotated[str, Path(pattern=r"^[0-9A-Za-z:._-]{1,64}$", description="PCI address")]
 
 
@@ -74,6 +75,21 @@ def _windows(windows: list[WindowIn]) -> tuple[Window, ...]:
 async def claims(context: Reader, ref: RefPath) -> Response:
     held = await hosts.claims_on(context, ref)
     return reply({"items": [claim_view(id, claim) for id, claim in held.items()], "next": None})
+
+
+@router.get("/{ref}/identities", response_model=IdentityList, summary="Who members are on a host")
+async def identities(context: Reader, ref: RefPath) -> Response:
+    found = await hosts.identities(context, ref)
+    return reply({"items": [{"member": member, "name": name} for member, name in found.items()], "next": None})
+
+
+@router.put(
+    "/{ref}/identities/{member}", status_code=204, response_class=Response, summary="Say who a member is on a host"
+)
+async def map_identity(context: Reader, ref: RefPath, member: MemberPath, body: IdentityIn) -> Response:
+    """On all hosts that share its accounts. Tasks run as that Unix user there; without one they are refused."""
+    await hosts.map_identity(context, ref, member, body.name)
+    return Response(status_code=204)
 
 
 @router.post("/{ref}/cordon", response_model=HostOut, summary="Nothing new on this host")

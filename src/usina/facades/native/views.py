@@ -227,6 +227,16 @@ class ClaimList(BaseModel):
     next: str | None
 
 
+class Named(BaseModel):
+    member: str
+    name: str
+
+
+class IdentityList(BaseModel):
+    items: list[Named]
+    next: str | None
+
+
 class EventOut(BaseModel):
     seq: int
     at: str
