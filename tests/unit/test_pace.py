@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usina.engine.pace import GATHER, PATIENCE, STREAM, Pace
+from usina.engine.pace import BUSY, GATHER, PATIENCE, STREAM, Pace
 
 
 class Day:
@@ -47,6 +47,19 @@ async def test_a_stream_is_gathered() -> None:
     await day.wait()
     for _ in range(20):
         assert await day.wait() == pytest.approx(GATHER)
+
+
+async def test_after_a_sweep_that_found_little_the_next_comes_soon() -> None:
+    day = Day(lambda: 0)
+    await day.wait()
+    waits = []
+    for count in (0, 1, 4, BUSY, 10 * BUSY):
+        day.pace.took(count)
+        waits.append(await day.wait())
+    assert waits == sorted(waits)
+    assert waits[0] == 0
+    assert waits[1] < 0.001
+    assert waits[-1] == pytest.approx(GATHER)
 
 
 async def test_a_burst_goes_first_but_not_for_ever() -> None:

@@ -1,4 +1,4 @@
-"""When the engine sweeps: at once after a quiet time, gathered while much comes in, and behind a burst of orders."""
+"""When the engine sweeps: at once while little comes in, gathered while much does, and behind a burst of orders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 GATHER: Final = 0.1
-"""Seconds between two sweeps at least: one transaction for many costs little more than for one."""
+"""Seconds between two busy sweeps: one transaction for many costs little more than for one."""
+BUSY: Final = 16
+"""Resources that make a sweep a busy one. After one that found fewer, the next comes sooner, by the square."""
 STREAM: Final = 10
 """Orders within `GATHER` that are a burst."""
 PATIENCE: Final = 2.0
@@ -28,6 +30,7 @@ class Pace:
         self._orders = self._orders_seen = 0  # ever, and at the last turn
         self._last = 0.0  # the last turn
         self._patience = PATIENCE
+        self._gather = GATHER
 
     def ordered(self) -> None:
         """Somebody has ordered something."""
@@ -36,12 +39,16 @@ class Pace:
     async def turn(self) -> None:
         """Wait until it is the engine's turn."""
         seen = self._orders_seen
-        await self._sleep(max(0.0, self._last + GATHER - self._clock()))
+        await self._sleep(max(0.0, self._last + self._gather - self._clock()))
         while self._orders - seen >= STREAM and self._patience > 0:
             seen = self._orders
             await self._sleep(GATHER)
             self._patience -= GATHER
         self._orders_seen, self._last = self._orders, self._clock()
+
+    def took(self, count: int) -> None:
+        """The sweep found so many."""
+        self._gather = GATHER * min(1.0, count / BUSY) ** 2
 
     def rested(self) -> None:
         """Nothing was left to do."""

@@ -108,6 +108,7 @@ class Reconciler:
         self._hint.clear()
         room = PARALLEL - len(self._running)
         leased = await self._take(room) if room > 0 else []
+        self._pace.took(len(leased) if room > 0 else PARALLEL)
         if len(leased) < room:
             self._pace.rested()
         for one in leased:

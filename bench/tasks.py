@@ -1,0 +1,199 @@
+"""Tasks that do nothing, measured: how long until one begins, and how many a second, beside the bare tool.
+
+`./dev bench tasks` runs every stack that can be used here; ``--only local`` (or ``container``, ``slurm``, ``fake``) one
+of them. For each stack the same command is run bare (`bwrap`, `podman run`, `sbatch`) and through Usina, in turns, so that
+both meet the same machine. Ends with status 1 when a target is missed. Figures mean something only on a machine that
+does nothing else.
+
+"Begins" is the first instruction of the command: it prints the clock, which is held against the clock before the order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench._clients import order
+from usina.testing.process import FactoryProcess, factory_process
+from usina.testing.waiting import until
+
+Json = dict[str, Any]
+MiB = 1 << 20
+OVER = {"succeeded", "failed", "stopped"}
+CLOCK = ("date", "+%s%N")
+CLIENTS = 4
+SMALL = {"cores": 0.001, "memory": 4 * MiB}
+
+
+@dataclass
+class Stack:
+    """One stack: how the bare tool runs a command, and what a task needs besides."""
+
+    name: str
+    bare: Callable[[tuple[str, ...]], str]  # runs it to its end; what it printed
+    tool: str
+    more: Json = field(default_factory=dict)
+    at_once: int = 2  # of the bare tool
+
+
+@dataclass(frozen=True)
+class Figure:
+    name: str
+    value: str
+    target: str = ""
+    good: bool | None = None
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.figures: list[Figure] = []
+
+    def add(self, name: str, value: str, target: str = "", good: bool | None = None) -> None:
+        self.figures.append(Figure(name, value, target, good))
+        print(f"  {name}: {value}" + (f"  (target {target})" if target else ""), file=sys.stderr, flush=True)
+
+
+# --- the stacks
+
+
+def bwrap(command: tuple[str, ...]) -> str:
+    """As near to what a sandbox of ours is as the bare tool comes with a line of options."""
+    words = ["bwrap", "--unshare-all", "--new-session", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+    for folder in ("/usr", "/bin", "/lib", "/lib64", "/sbin", "/etc"):
+        words += ["--ro-bind", folder, folder]
+    return subprocess.run([*words, "--", *command], check=True, capture_output=True, text=True).stdout
+
+
+def fake(command: tuple[str, ...]) -> str:
+    return str(time.time_ns())
+
+
+@contextmanager
+def local() -> Iterator[tuple[Stack, Json]]:
+    yield Stack("local", bwrap, "bwrap"), {"name": "local", "driver": "process"}
+
+
+@contextmanager
+def pretended() -> Iterator[tuple[Stack, Json]]:
+    yield Stack("fake", fake, "nothing"), {"name": "h", "driver": "fake", "options": {"cores": 64}}
+
+
+STACKS: dict[str, Callable[[], Any]] = {"local": local, "fake": pretended}
+
+
+# --- what is measured
+
+
+def latency(bench: Bench, stack: Stack, factory: FactoryProcess, rounds: int) -> None:
+    ours, bare = [], []
+    for _ in range(rounds):
+        bare.append(_bare_begin(stack))
+        ours.append(_our_begin(stack, factory))
+    for name, found in ((f"{stack.tool}, bare", bare), ("Usina", ours)):
+        p50, p90 = statistics.median(found), sorted(found)[int(len(found) * 0.9)]
+        bench.add(f"{stack.name}: until it begins, {name}", f"p50 {p50:.1f} ms, p90 {p90:.1f} ms")
+    more = statistics.median(ours) - statistics.median(bare)
+    bench.add(f"{stack.name}: Usina adds", f"{more:.1f} ms p50", "<= 10 ms", more <= 10)
+
+
+def _bare_begin(stack: Stack) -> float:
+    before = time.time_ns()
+    return (int(stack.bare(CLOCK)) - before) / 1e6
+
+
+def _our_begin(stack: Stack, factory: FactoryProcess) -> float:
+    wish = {"on": stack.name, "command": CLOCK, **SMALL, **stack.more}
+    if stack.name == "fake":
+        wish["command"] = ("true",)
+    before = time.time_ns()
+    task = factory.call("POST", "/tasks", wish)
+    done = until(lambda: factory.call("GET", f"/tasks/{task['id']}"), lambda t: t["phase"] in OVER, 60, pause=0.02)
+    if done["phase"] != "succeeded":
+        raise RuntimeError(f"it has {done['phase']}: {done['status']}")
+    if stack.name == "fake":
+        return float(done["status"]["began_at"] * 1000 - before / 1e6)
+    text = factory.text(f"/tasks/{task['id']}/logs")
+    return (int(text.split()[-1]) - before) / 1e6
+
+
+def throughput(bench: Bench, stack: Stack, factory: FactoryProcess, count: int) -> None:
+    begun = time.monotonic()
+    with ThreadPoolExecutor(stack.at_once) as pool:
+        list(pool.map(lambda _: stack.bare(("true",)), range(count)))
+    bare = count / (time.monotonic() - begun)
+    wish = {"on": stack.name, "command": ["true"], **SMALL, **stack.more}
+    begun = time.monotonic()
+    order(factory.port, factory.token, "/tasks", [wish] * count, CLIENTS)
+    ordered = count / (time.monotonic() - begun)
+    _all_over(factory)
+    ours = count / (time.monotonic() - begun)
+    bench.add(f"{stack.name}: {count} ordered one by one", f"{ordered:.0f}/s")
+    bench.add(f"{stack.name}: {stack.tool}, bare, {stack.at_once} at a time", f"{bare:.0f}/s run to their ends")
+    target = ">= 200/s" if stack.name == "local" else ""
+    bench.add(f"{stack.name}: Usina", f"{ours:.0f}/s run to their ends", target, ours >= 200 if target else None)
+    begun = time.monotonic()
+    task = factory.call("POST", "/tasks", wish | {"indices": list(range(count))})
+    until(lambda: factory.call("GET", f"/tasks/{task['id']}"), lambda t: t["phase"] in OVER, 600, pause=0.1)
+    bench.add(f"{stack.name}: Usina, as one array", f"{count / (time.monotonic() - begun):.0f}/s run to their ends")
+
+
+def _all_over(factory: FactoryProcess) -> None:
+    def left() -> int:
+        phases = ("pending", "building", "running", "queued")
+        return sum(len(factory.call("GET", "/tasks", phase=phase, limit=1)["items"]) for phase in phases)
+
+    until(left, lambda n: n == 0, 600, pause=0.1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=STACKS, action="append")
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=100)
+    wanted = parser.parse_args()
+    bench = Bench()
+    for name in wanted.only or [name for name in STACKS if name != "fake"]:
+        with ExitStack() as open_:
+            folder = Path(open_.enter_context(tempfile.TemporaryDirectory(prefix="usina-bench-")))
+            os.chmod(folder, 0o711)
+            stack, host = open_.enter_context(STACKS[name]())
+            factory = open_.enter_context(factory_process(folder / "f", local_host=False))
+            factory.call("POST", "/hosts", host)
+            try:
+                for _ in range(5):
+                    _our_begin(stack, factory)
+                latency(bench, stack, factory, wanted.rounds)
+                throughput(bench, stack, factory, wanted.count)
+            finally:
+                factory.empty(("tasks",), 300)
+    _show(bench)
+    sys.exit(any(figure.good is False for figure in bench.figures))
+
+
+def _show(bench: Bench) -> None:
+    table = Table(title=f"{os.cpu_count()} cores, {platform.platform()}, Python {platform.python_version()}")
+    for title in ("measured", "value", "target", ""):
+        table.add_column(title)
+    for one in bench.figures:
+        mark = "" if one.good is None else "met" if one.good else "MISSED"
+        table.add_row(one.name, one.value, one.target, mark)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
