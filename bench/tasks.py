@@ -1,7 +1,7 @@
 """Tasks that do nothing, measured: how long until one begins, and how many a second, beside the bare tool.
 
 `./dev bench tasks` runs every stack that can be used here; ``--only local`` (or ``container``, ``slurm``, ``fake``) one
-of them. For each stack the same command is run bare (`bwrap`, `podman run`, `sbatch`) and through Usina, in turns, so that
+of them. For each, the same command is run bare (`bwrap`, `podman run`, `sbatch`) and through Usina, in turns, so that
 both meet the same machine. Ends with status 1 when a target is missed. Figures mean something only on a machine that
 does nothing else.
 

@@ -65,11 +65,13 @@ class TaskPlans:
 
     async def _identity(self, task: Task, claim: Claim | None) -> str:
         """Who the member is on the stack; "" where the stack does not know people, or does not know this one."""
-        host = await self._store.hosts.get(claim.provider) if claim else None
+        knowing = {name: plugin for name, plugin in self._plugins.items() if plugin.people}
+        if claim is None or all(plugin.stack != task.spec.on for plugin in knowing.values()):
+            return ""
+        host = await self._store.hosts.get(claim.provider)
         for name, options in (host.drivers if host else {}).items():
-            plugin = self._plugins.get(name)
-            if plugin is not None and plugin.people and plugin.stack == task.spec.on:
-                return await self._store.tasks.identity(plugin.realm_of(options), task.spec.member) or ""
+            if name in knowing and knowing[name].stack == task.spec.on:
+                return await self._store.tasks.identity(knowing[name].realm_of(options), task.spec.member) or ""
         return ""
 
     async def _target(self, spec: TaskSpec) -> Target | None:

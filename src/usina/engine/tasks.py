@@ -13,7 +13,7 @@ from usina.core import task_decide
 from usina.core.clock import Clock
 from usina.core.grant import Lease
 from usina.core.lifecycle import Admit, Again, Decision, EndParts, Remove, Start, Step, Stop
-from usina.core.machine import Absent
+from usina.core.machine import Absent, Restart
 from usina.core.resource import Phase
 from usina.core.task import Artifact, End, Ended, Fulfils, Queued, Running, TaskStatus, handle_of
 from usina.core.task_decide import OVER, Gate, Task, View
@@ -62,14 +62,17 @@ class TaskHand:
         if self._is_whole(task):
             parts = await self._store.tasks.parts(task.id)
             return View(parts=parts, gate=Gate() if task.status.admitted else await self._gate(task))
-        view = await self._in_its_whole(task) if task.spec.parent else View()
         if held.claim is None:
+            view = await self._in_its_whole(task) if task.spec.parent else View()
             anew = task.status.run == 0 or task.spec.reruns > task.status.reruns
             return replace(view, gate=await self._gate(task)) if anew and not task.spec.parent else view
         driver = await self._fleet.tasks(held.claim.provider, task.spec.on)
         handle = handle_of(task.id, task.status.run)
         sight = await driver.observe(handle)
         self._fleet.saw(held.claim.provider, handle, sight, task.spec.on)
+        if isinstance(sight, Ended) and task.spec.restart is Restart.NEVER:
+            return View(sight)  # nothing else matters any more
+        view = await self._in_its_whole(task) if task.spec.parent else View()
         idle = await self._idle_since(task) if task.spec.idle_limit and isinstance(sight, Running) else None
         well = await self._ask(driver, task, handle) if isinstance(sight, Running) else None
         return replace(view, sight=sight, idle_since=idle, well=well)
