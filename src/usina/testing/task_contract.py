@@ -125,6 +125,12 @@ async def unpacked(stack: TaskDriver, handle: str, *patterns: str) -> dict[str, 
         return {m.name.removeprefix("./"): archive.extractfile(m).read() for m in members}  # type: ignore[union-attr]
 
 
+_SERVER = (
+    "import socket; s = socket.create_server(('', 8123)); print('up', flush=True)\n"
+    "while True: c, _ = s.accept(); c.sendall(b'hello ' + c.recv(100)); c.close()"
+)
+
+
 class TaskDriverContract:
     """Subclass as `Test…`, with the fixture `stack`."""
 
@@ -132,6 +138,7 @@ class TaskDriverContract:
     limits_memory = True  # whether the stack here can hold a run to its memory
     can_exec = True
     can_dial = True
+    server = ("python3", "-c", _SERVER)  # says "up", and answers "hello " and what it is told, on port 8123
     gangs = False  # whether the stack runs arrays and gangs as a whole
 
     @pytest.fixture
@@ -397,17 +404,13 @@ class TaskDriverContract:
     async def test_a_port_of_it_is_reached(self, stack: TaskDriver, make: Make) -> None:
         if not self.can_dial:
             return
-        server = (
-            "import socket; s = socket.create_server(('', 8123)); print('up', flush=True)\n"
-            "while True: c, _ = s.accept(); c.sendall(b'hello ' + c.recv(100)); c.close()"
-        )
-        plan = make(command=("python3", "-c", server), ports=(8123,))
+        plan = make(command=self.server, ports=(8123,))
         async with begun(stack, plan) as run:
             await until_said(stack, run.handle, "up")
             reader, writer = await stack.dial(run.handle, 8123)
-            writer.write(b"there")
+            writer.write(b"there\n")
             async with asyncio.timeout(PATIENCE):
-                assert await reader.read() == b"hello there"
+                assert (await reader.read()).strip() == b"hello there"
             writer.close()
 
     async def test_a_port_that_nobody_listens_on_fails_in_words(self, stack: TaskDriver, make: Make) -> None:

@@ -1,0 +1,70 @@
+"""What this host offers to tasks: processors, memory, the disk of the runs' folder, and what is possible here."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+from usina.core.capacity import Inventory
+from usina.drivers.process.options import Options
+from usina.drivers.process.warden import seccomp
+from usina.hardware import devices, read_nodes
+
+_WHY = "tasks are not held to their memory, cores and processes: "
+
+
+def build_inventory(options: Options, groups: str, why: str, network: str, root: str = "") -> Inventory:
+    """`groups` and `why`: the warden's control groups, and why there are none. `network`: the program that gives runs
+    an outbound network, or ""."""
+    nodes = read_nodes(root)
+    traits = {"task:local", platform.machine()}
+    traits |= {"task:outbound"} if network else set()
+    traits |= {"task:host-network"} if options.host_network else set()
+    traits |= {"task:limits"} if groups != "none" else set()
+    traits |= {"numa"} if len(nodes) > 1 else set()
+    return Inventory(
+        nodes=nodes,
+        disk=_disk(options.folder),
+        devices=devices(root),
+        traits=frozenset(traits),
+        facts=_facts(options, groups, why, network),
+    )
+
+
+def _facts(options: Options, groups: str, why: str, network: str) -> dict[str, str]:
+    root = os.geteuid() == 0
+    first, count = options.uids
+    return {
+        "hostname": platform.node(),
+        "kernel": platform.release(),
+        "bubblewrap": bwrap_version() or "not found",
+        "control_groups": f"none; {_WHY}{why}" if groups == "none" else groups,
+        "seccomp": "on" if platform.machine() in seccomp.ARCHITECTURES else "no filter for this architecture",
+        "users": f"each run its own, of {first} to {first + count - 1}"
+        if root
+        else f"every run is user {os.geteuid()}",
+        "outbound": Path(network).name if network else "neither pasta nor slirp4netns can be used",
+        "disk_limits": "none: a task's disk size bounds only the files that it is given",
+    }
+
+
+def _disk(folder: Path) -> int:
+    """All of the filesystem that an ordinary user could fill, not what is free just now."""
+    while not folder.exists():
+        folder = folder.parent
+    usage = os.statvfs(folder)
+    return usage.f_frsize * (usage.f_blocks - (usage.f_bfree - usage.f_bavail))
+
+
+@cache
+def bwrap_version() -> str:
+    """ "0.8.0"; "" where there is none."""
+    program = shutil.which("bwrap")
+    if program is None:
+        return ""
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    return done.stdout.strip().rpartition(" ")[2]

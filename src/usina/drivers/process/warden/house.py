@@ -1,0 +1,387 @@
+"""All runs of one state folder: making them, finding them again, removing them.
+
+    <state>/             700
+      box/               711; what users of runs must reach
+        etc/             /etc of every run
+        <handle>/        work/ tmp/ extra/, of the run's own user
+      runs/<handle>/     700; journal, status, log.<position>; see `run`
+      socket, lock, said the warden's own
+
+A run's user must reach its box, whoever may pass the folders above: so the warden has a mount namespace of its own, in
+which `box` is seen at a place that everybody reaches. Without root every run is of the warden's own user, and it is not
+needed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from . import files, journal, kernel, network
+from .groups import Group, Layout, Limits, find
+from .loop import Loop, fork, run_program
+from .run import Run
+from .spawn import MOST_BYTES, MOST_VARIABLES, WORK, Sandbox, Started, environment, mounts, spawn, words
+
+_OWN_PROCESSES: Final = 3  # bubblewrap outside, bubblewrap inside, and one that joins
+_FORBIDDEN: Final = ("/usr", "/bin", "/sbin", "/lib", "/proc", "/dev", "/sys", "/etc")
+
+Answer = Callable[[Exception | None], None]
+
+
+class House:
+    """`changed` is told the handle of every run whose sight is another."""
+
+    def __init__(self, loop: Loop, state: str, settings: Mapping[str, Any]) -> None:
+        self.loop = loop
+        self.state = state
+        self.settings = settings
+        self.root = os.geteuid() == 0
+        self.runs: dict[str, Run] = {}
+        self.changed: Callable[[str], None] = lambda handle: None
+        self._uids: set[int] = set()
+        self._next_uid = 0
+        self._preparing: dict[str, list[Answer]] = {}
+        self._removing: dict[str, list[Answer]] = {}
+        for folder, mode in (("box", 0o711), ("runs", 0o700)):
+            os.makedirs(f"{state}/{folder}", exist_ok=True)
+            os.chmod(f"{state}/{folder}", mode)
+        self.layout = find(settings["group"]) if settings["groups"] else Layout("none", why="switched off")
+        self.sandbox = self._sandbox()
+        self.filter = _content(self.sandbox.filter)
+        self._adopt()
+
+    def _sandbox(self) -> Sandbox:
+        filter = f"{self.state}/filter" if _write_filter(self.state, self.settings["filter"]) else ""
+        place = reach(f"{self.state}/box", f"/run/{self.settings['group']}") if self.root else f"{self.state}/box"
+        return Sandbox(
+            self.settings["bwrap"], place, filter, tuple(self.settings["read_only"]), self.settings["open_files"]
+        )
+
+    # --- finding again
+
+    def _adopt(self) -> None:
+        for name in sorted(os.listdir(f"{self.state}/runs")):
+            try:
+                self._adopt_one(name)
+            except Exception:
+                traceback.print_exc()  # one broken folder must not keep the others from being found
+        if not self._living() or not os.path.isdir(f"{self.state}/box/etc"):
+            files.make_etc(
+                f"{self.state}/box/etc", network.resolver(_content("/etc/resolv.conf").decode("utf-8", "replace"))
+            )
+        for name in os.listdir(f"{self.state}/box"):
+            if name not in self.runs and name != "etc":
+                self._clear(name, lambda problem: None)
+
+    def _adopt_one(self, name: str) -> None:
+        known = journal.read(f"{self.state}/runs/{name}/journal")
+        if "record" not in known:
+            return self._clear(name, lambda problem: None)
+        record = {**known["record"], "filter": self.filter}
+        group = Group(record["groups"], record["group_versions"])
+        run = Run(self.loop, f"{self.state}/runs/{name}", record, group, record["log_limit"])
+        if not run.adopt(known):
+            group.remove()
+            return self._clear(name, lambda problem: None)
+        self._take(run)
+
+    def _living(self) -> bool:
+        return any(run.end is None for run in self.runs.values())
+
+    def _take(self, run: Run) -> None:
+        self.runs[run.handle] = run
+        if run.record["uid"] is not None:
+            self._uids.add(run.record["uid"])
+        run.changed = lambda: self.changed(run.handle)
+
+    # --- making
+
+    def start(self, plan: Mapping[str, Any], answer: Answer) -> None:
+        """Begin a run. `answer` gets None when its process is there, or what kept it from being."""
+        handle = plan["handle"]
+        if handle in self._preparing:
+            self._preparing[handle].append(answer)
+            return
+        if handle in self.runs:
+            return answer(None)
+        if handle in self._removing:
+            return answer(files.Refused("it is being removed", lasting=False))
+        try:
+            run = self._make(plan)
+        except (OSError, files.Refused) as error:
+            return self._fail(handle, error, [answer])
+        self._take(run)
+        if plan["files"]:
+            self._prepare(run, plan["files"], answer)
+        else:
+            self._begin(run, [answer])
+
+    def _make(self, plan: Mapping[str, Any]) -> Run:
+        """Folders, FIFOs and the record; the record last."""
+        handle = plan["handle"]
+        folder, box = f"{self.state}/runs/{handle}", f"{self.state}/box/{handle}"
+        record = self._record(plan)
+        os.mkdir(folder, 0o700)
+        _folder(box, 0o711, None)
+        for name in ("work", "tmp", "extra") if record["extra"] else ("work", "tmp"):
+            _folder(f"{box}/{name}", 0o700, record["uid"])
+        _folder_within(f"{box}/work", record["workdir"], record["uid"])
+        journal.add(f"{folder}/journal", "record", record)
+        group = Group(record["groups"], record["group_versions"])
+        return Run(self.loop, folder, {**record, "filter": self.filter}, group, record["log_limit"])
+
+    def _record(self, plan: Mapping[str, Any]) -> dict[str, Any]:
+        """The plan, and what it is given here."""
+        limits = _limits(plan, self.settings)
+        group = Group.of(self.layout, plan["handle"], limits)
+        size = sum(len(name) + len(value) for name, value in plan["environment"].items())
+        if len(plan["environment"]) > MOST_VARIABLES or size > MOST_BYTES:
+            raise files.Refused(f"its environment has more than {MOST_VARIABLES} variables or {MOST_BYTES} bytes")
+        return {
+            **{key: value for key, value in plan.items() if key not in ("files", "environment", "forced")},
+            "uid": self._free_uid() if self.root else None,
+            "workdir": os.path.normpath(os.path.join(WORK, plan["workdir"])),
+            "extra": [_allowed(file["path"]) for file in plan["files"] if _is_extra(file["path"])],
+            "groups": group.folders,
+            "group_versions": dict(self.layout.versions),
+            "log_limit": self.settings["log_limit"],
+            "shown": environment(plan),
+        }
+
+    def _free_uid(self) -> int:
+        """The next number that no run has; those given back last are used again last."""
+        first, count = self.settings["uids"]
+        for _ in range(count):
+            uid = first + self._next_uid % count
+            self._next_uid += 1
+            if uid not in self._uids:
+                return int(uid)
+        raise files.Refused(f"all {count} users for runs are taken", lasting=False)
+
+    def _prepare(self, run: Run, wanted: list[Mapping[str, Any]], answer: Answer) -> None:
+        """Put files in place, by a process that is the run's user. It reads only what was opened before."""
+        self._preparing[run.handle] = [answer]
+        told, tells = os.pipe()
+        sources: list[int] = []
+        try:
+            for file in wanted:
+                sources.append(os.open(file["source"], os.O_RDONLY | os.O_CLOEXEC))
+            box = f"{self.sandbox.place}/{run.handle}"
+            most = run.record["disk"] or self.settings["unpack_limit"]
+            pid = fork(lambda: _put(wanted, sources, box, most, run.record, tells), (*sources, tells))
+        except OSError as error:
+            os.close(told)
+            return self._fail(run.handle, error, self._preparing.pop(run.handle))
+        finally:
+            for fd in (*sources, tells):
+                os.close(fd)
+        self.loop.when_over(pid, lambda code: self._prepared(run, code, told))
+        self.changed(run.handle)
+
+    def _prepared(self, run: Run, code: int, told: int) -> None:
+        message = os.read(told, 4000).decode("utf-8", "replace")
+        os.close(told)
+        answers = self._preparing.pop(run.handle)
+        if code:
+            lasting, text = not message.startswith("!"), message.lstrip("!") or "its files could not be put in place"
+            return self._fail(run.handle, files.Refused(text, lasting=lasting), answers)
+        if run.handle in self._removing:  # removed meanwhile
+            self._fail(run.handle, files.Refused("it is being removed", lasting=False), answers)
+            return
+        self._begin(run, answers)
+
+    def _begin(self, run: Run, answers: list[Answer]) -> None:
+        record = run.record
+        started: Started | None = None
+        try:
+            limits = _limits(record, self.settings)
+            run.group.make(limits)
+            started = spawn(self.sandbox, record, run.folder)
+            run.began(started.pid, started.says)
+            run.group.join(started.pid)
+            if "cpuset" not in run.group.folders:
+                started.pin(limits.cpus)
+            if started.gate >= 0:
+                run.wait_for_network(started.gate)
+                program = self.settings["network_program"]
+                network.attach(
+                    self.loop, run.folder, started.pid, started.gate, program, record["uid"], run.network_made
+                )
+            started.release(words(mounts(self.sandbox, record), record["shown"]))
+        except (OSError, files.Refused) as error:
+            if started is not None:
+                started.give_up()
+            return self._fail(run.handle, error, answers)
+        run.listen()
+        self.changed(run.handle)
+        for answer in answers:
+            answer(None)
+
+    def _fail(self, handle: str, error: Exception, answers: list[Answer]) -> None:
+        """Leave nothing of a run that could not be begun, then say why."""
+        run = self.runs.pop(handle, None)
+        if run is not None:
+            self._uids.discard(run.record["uid"])
+            run.give_up()
+        if isinstance(error, OSError):
+            name = error.filename or ""
+            lasting = error.errno in (errno.ENOENT, errno.E2BIG, errno.ENAMETOOLONG)
+            error = files.Refused(f"{name}: {error.strerror}" if name else str(error.strerror), lasting=lasting)
+        self.changed(handle)
+        self._clear(handle, lambda problem: _tell_all(answers, error))
+
+    # --- removing
+
+    def remove(self, handle: str, answer: Answer) -> None:
+        """End a run and leave nothing of it."""
+        if handle in self._removing:
+            self._removing[handle].append(answer)
+            return
+        run = self.runs.get(handle)
+        if run is None:
+            if os.path.exists(f"{self.state}/runs/{handle}"):
+                return self._clear(handle, answer)
+            return answer(None)
+        self._removing[handle] = [answer]
+        if handle in self._preparing:
+            return  # `_prepared` comes, and finds it here
+        run.stop(0, "stopped", lambda: self._forget(run))
+
+    def _forget(self, run: Run) -> None:
+        def gone(problem: Exception | None) -> None:
+            self.runs.pop(run.handle, None)
+            self._uids.discard(run.record["uid"])
+            self.changed(run.handle)
+            for answer in self._removing.pop(run.handle, []):
+                answer(problem)
+
+        self._clear(run.handle, gone)
+
+    def _clear(self, handle: str, answer: Answer) -> None:
+        """Remove a run's folders; the box first, so that what is half removed is still known."""
+        pid = files.clear(f"{self.state}/box/{handle}", run_program)
+
+        def cleared(code: int) -> None:
+            if os.path.isdir(f"{self.state}/box/{handle}"):
+                return answer(files.Refused("its folder could not be removed", lasting=False))
+            files.clear(f"{self.state}/runs/{handle}", run_program)
+            for waiting in self._removing.pop(handle, []) if handle not in self.runs else []:
+                waiting(None)
+            answer(None)
+
+        if pid is None:
+            cleared(0)
+        else:
+            self.loop.when_over(pid, cleared)
+
+
+def _tell_all(answers: list[Answer], error: Exception) -> None:
+    for answer in answers:
+        answer(error)
+
+
+def _put(
+    wanted: list[Mapping[str, Any]], sources: list[int], box: str, most: int, record: Mapping[str, Any], tells: int
+) -> int:
+    """In a process of its own: as the run's user, into its working directory or beside it."""
+    try:
+        files.become(record["uid"])
+        kernel.die_with_parent()
+        os.umask(0o022)
+        inside: list[Mapping[str, Any]] = []
+        extra: list[Mapping[str, Any]] = []
+        within, beside = [], []
+        for file, source in zip(wanted, sources, strict=True):
+            if _is_extra(file["path"]):
+                extra.append({**file, "path": str(len(extra))})
+                beside.append(source)
+            else:
+                inside.append({**file, "path": _relative(file["path"], record["workdir"])})
+                within.append(source)
+        files.put(inside, within, f"{box}/work", most)
+        if extra:
+            files.put(extra, beside, f"{box}/extra", most)
+    except files.Refused as error:
+        os.write(tells, str(error).encode())
+        return 1
+    except OSError as error:
+        os.write(tells, f"!{error.strerror}".encode())
+        return 1
+    return 0
+
+
+def _is_extra(path: str) -> bool:
+    """An absolute path that is not in the working directory."""
+    return path.startswith("/") and path != WORK and not os.path.normpath(path).startswith(f"{WORK}/")
+
+
+def _allowed(path: str) -> str:
+    path = os.path.normpath(path)
+    if path == "/" or any(path == top or path.startswith(f"{top}/") for top in _FORBIDDEN):
+        raise files.Refused(f"{path}: belongs to the host; files go into the working directory")
+    return path
+
+
+def _relative(path: str, workdir: str) -> str:
+    """A path as seen from the top of the working directory; relative ones count from where the command begins."""
+    here = workdir if workdir == WORK or workdir.startswith(f"{WORK}/") else WORK
+    return os.path.relpath(os.path.normpath(os.path.join(here, path)), WORK)
+
+
+def _limits(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Limits:
+    pids = settings["pids"] + _OWN_PROCESSES
+    return Limits(plan["memory"], plan["cores"], pids, tuple(plan["cpus"]), tuple(plan["nodes"]))
+
+
+def _folder(path: str, mode: int, uid: int | None) -> None:
+    os.mkdir(path, mode)
+    os.chmod(path, mode)
+    if uid is not None:
+        os.chown(path, uid, uid)
+
+
+def _folder_within(work: str, workdir: str, uid: int | None) -> None:
+    """The folder that the command begins in, where it is one below the working directory, which is empty yet."""
+    path = work
+    for name in os.path.relpath(workdir, WORK).split("/") if workdir.startswith(f"{WORK}/") else ():
+        path = f"{path}/{name}"
+        _folder(path, 0o755, uid)
+
+
+def _content(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def _write_filter(state: str, program: str) -> bool:
+    """Write the system call filter (hex) where bubblewrap can be given it. False where there is none."""
+    if program:
+        with open(f"{state}/filter.new", "wb") as file:
+            file.write(bytes.fromhex(program))
+        os.rename(f"{state}/filter.new", f"{state}/filter")
+    return bool(program)
+
+
+def reach(box: str, place: str) -> str:
+    """Show the folder of boxes at a place that every user reaches, in a mount namespace of our own. Outside of it the
+    place is an empty folder, which goes with `unreach`."""
+    os.makedirs(place, 0o755, exist_ok=True)
+    kernel.unshare(kernel.NEWNS)
+    kernel.mount("none", "/", kernel.MS_REC | kernel.MS_SLAVE)
+    kernel.mount(os.path.realpath(box), place, kernel.MS_BIND)
+    return place
+
+
+def unreach(place: str) -> None:
+    """Runs that go on have seen it already, and do not need it any more."""
+    with suppress(OSError):
+        kernel.unmount(place)
+        os.rmdir(place)

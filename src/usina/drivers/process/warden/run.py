@@ -1,0 +1,432 @@
+"""One run: its folder, its process, what it says, and how it ends.
+
+Order of what its journal gets, so that a warden killed anywhere leaves no doubt:
+
+1. `record`   the whole order, with the user and groups it was given. Without it the folder is rubbish.
+2. `process`  number and start time of its bubblewrap, which has not been told its mounts yet. Without it nothing of the
+              run was ever run, and the same order may be carried out again.
+3.            bubblewrap gets its mounts, and the command begins. It writes `status`, a file of its own: the first
+              process of the run's namespace, and at last the exit code.
+4. `cause`    why we end it, before any signal: "stopped" or "time-limit".
+5. `end`      the last word. A record that holds secrets is emptied of them.
+
+With `process` and without `end`, a run is running or has ended unseen: its process says which.
+
+What it says comes through two pipes that its own bubblewrap holds open both ways, so that it is not hurt while no
+warden reads them; the next one opens them anew, as descriptors 1 and 2 of that process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final
+
+from . import beside, journal, kernel, network
+from .groups import Group, Use
+from .logs import Lines, Log, masks
+from .loop import Loop, fork
+
+_CHUNK: Final = 64 << 10
+_MOST_LEFT: Final = 64  # reads of what an ended run has left in a pipe: 4 MiB, more than any pipe holds
+_AGAIN: Final = 0.01  # seconds until what was not possible yet is tried again
+_TRIES: Final = 300
+_NEVER_BEGAN: Final = "bwrap: "
+
+
+class Run:
+    """`changed` is called when it has ended and its groups are gone. Its beginning is told by who begins it."""
+
+    def __init__(self, loop: Loop, folder: str, record: dict[str, Any], group: Group, log_limit: int) -> None:
+        self.handle: str = record["handle"]
+        self.folder = folder
+        self.record = record
+        self.group = group
+        self.log = Log(folder, log_limit)
+        self.since = 0.0
+        self.end: dict[str, Any] | None = None
+        self.over = False  # it has ended, and its groups are gone
+        self.changed: Callable[[], None] = lambda: None
+        self._loop = loop
+        self._cause = ""
+        self._pid = 0
+        self._child = False  # our own child, whose exit code we may ask for
+        self._monitor = -1  # pidfd of bubblewrap
+        self._init: tuple[int, int] | None = None  # number and pidfd of the first process inside
+        self._journal = f"{folder}/journal"
+        self._pipes: tuple[int, ...] = ()
+        self._says: dict[int, Lines] = {}
+        self._waiting: list[Callable[[], None]] = []
+        self._killed = False
+        self._kills = 0  # by lack of memory, as counted when it ended
+        self._gate = -1  # what keeps an outbound run from beginning; open while its network is being made
+        self._problem = ""  # why it could not begin
+        self._over = False  # its process has ended, and its network is still being made
+
+    # --- its beginning
+
+    def began(self, pid: int, says: Sequence[int]) -> None:
+        """bubblewrap is there, and waits. `says`: what it says, by pipes."""
+        self._pid, self._child = pid, True
+        self._monitor = os.pidfd_open(pid)
+        self._pipes = tuple(says)
+        self.since = time.time()
+        found = kernel.stat_of(pid)
+        process = {"pid": pid, "start": found.start if found else 0, "boot": kernel.boot_id(), "since": self.since}
+        journal.add(self._journal, "process", process)
+
+    def adopt(self, known: Mapping[str, Any]) -> bool:
+        """Take over what an earlier warden began and left in the journal. False where nothing of it ever ran."""
+        if "end" in known:
+            self.end, self.over = known["end"], True
+            self.since = float(known["end"]["since"])
+            return True
+        if "process" not in known:
+            return False
+        process = known["process"]
+        self._cause = known.get("cause", "")
+        self._pid, self.since = process["pid"], process["since"]
+        fd = kernel.open_process(self._pid, process["start"]) if process["boot"] == kernel.boot_id() else None
+        self._monitor = -1 if fd is None else fd
+        self._pipes = self._pipes_again()
+        self.listen()
+        return True
+
+    def _pipes_again(self) -> tuple[int, ...]:
+        """The pipes of a bubblewrap that we hold a descriptor of, so that its number is nobody else's."""
+        if self._monitor < 0:
+            return ()
+        try:
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+            return tuple(os.open(f"/proc/{self._pid}/fd/{number}", flags) for number in (1, 2))
+        except OSError:
+            return ()  # it is just ending
+
+    def listen(self) -> None:
+        """Read what it says, wait for its end, and hold it to its time."""
+        secrets = masks(self.record["secrets"])
+        for name, fd in zip("oe", self._pipes, strict=False):
+            self._says[fd] = Lines(name, secrets)
+            self._loop.watch(fd, partial(self._hear, fd))
+        if self._monitor < 0:
+            self._loop.later(0, self._ended)
+            return
+        self._loop.watch(self._monitor, self._ended)
+        if self.record["time_limit"]:
+            left = self.since + self.record["time_limit"] - time.time()
+            self._loop.later(max(0.0, left), self._out_of_time)
+        if self._cause:  # while it was being prepared, or by an earlier warden that was killed over it
+            self._kill()
+
+    def give_up(self) -> None:
+        """It could not be begun: nothing of it was run, nor will be."""
+        self.log.close()
+        for fd in self._pipes:
+            self._loop.forget(fd)
+            os.close(fd)
+        self._says = {}
+        self._tell_waiting()
+        if not self._child:
+            self.group.remove()
+            return
+        os.close(self._monitor)
+        self._loop.when_over(self._pid, lambda code: self._drop_group())
+
+    def _drop_group(self) -> None:
+        self.group.remove()
+
+    def wait_for_network(self, gate: int) -> None:
+        self._gate = gate
+
+    def network_made(self, problem: str) -> None:
+        """It may begin; or be killed where it stands."""
+        if problem and self.end is None and not self._cause:
+            self._problem = problem
+            self._give_cause("could-not-start")
+            self._kill()
+        else:
+            self._open_gate()
+        if self._over:
+            self._open_gate()
+            self._ended()
+
+    def _open_gate(self) -> None:
+        if self._gate >= 0:
+            os.close(self._gate)
+            self._gate = -1
+
+    # --- what it says
+
+    def _hear(self, fd: int) -> bool:
+        """One read. False where there is nothing left."""
+        try:
+            data = os.read(fd, _CHUNK)
+        except BlockingIOError:
+            return False
+        if data:
+            self._write(self._says[fd].feed(data))
+        else:
+            self._loop.forget(fd)  # nobody holds it any more
+        return bool(data)
+
+    def _write(self, lines: list[bytes]) -> None:
+        with suppress(OSError):  # a full disk: the run goes on, and what it says is lost
+            self.log.write(lines)
+
+    # --- its end, when we want it
+
+    def stop(self, grace: float, cause: str, done: Callable[[], None] | None = None) -> None:
+        """Ask it to end, kill it after `grace` seconds; `done` when it has ended."""
+        if done and self.over:
+            done()
+        elif done:
+            self._waiting.append(done)
+        if self.end is not None:
+            return
+        self._give_cause(cause)
+        if grace > 0:
+            self.signal(signal.SIGTERM)
+            self._loop.later(grace, self._kill)
+        else:
+            self._kill()
+
+    def _give_cause(self, cause: str) -> None:
+        if not self._cause:
+            self._cause = cause
+            journal.add(self._journal, "cause", cause)
+
+    def _out_of_time(self) -> None:
+        if self.end is None and not self._cause:
+            self.stop(self.record["grace"], "time-limit")
+
+    def signal(self, number: int, tries: int = _TRIES) -> None:
+        """To every process in it; as soon as there is one."""
+        if self.end is not None:
+            return
+        inside = self.inside()
+        if inside is None:
+            if tries:
+                self._loop.later(_AGAIN, lambda: self.signal(number, tries - 1))
+            return
+        pid = fork(lambda: beside.signal_all(inside, number), (inside.init,))
+        self._loop.when_over(pid, lambda code: None)
+
+    def _kill(self, tries: int = _TRIES) -> None:
+        """The first process of a process namespace takes all others with it."""
+        if self.end is not None:
+            return
+        self._killed = True
+        first = self.first()
+        if first is not None:
+            kernel.kill(first[1])
+        elif tries:
+            self._loop.later(_AGAIN, lambda: self._kill(tries - 1))
+        elif self._monitor >= 0:
+            kernel.kill(self._monitor)
+
+    def first(self) -> tuple[int, int] | None:
+        """Number and pidfd of the first process inside; None where there is none, or none yet."""
+        if self._init is None and self._monitor >= 0:
+            pid = int(self._status().get("child-pid", 0))
+            found = kernel.stat_of(pid) if pid else None
+            if found is not None and found.parent == self._pid:
+                fd = kernel.open_process(pid, found.start)
+                self._init = None if fd is None else (pid, fd)
+        return self._init
+
+    def _kill_orphan(self, status: Mapping[str, Any]) -> None:
+        """bubblewrap itself was killed: what it had started is another's child now, known by its namespace."""
+        pid = int(status.get("child-pid", 0))
+        found = kernel.stat_of(pid) if pid else None
+        fd = kernel.open_process(pid, found.start) if found is not None else None
+        if fd is None:
+            return
+        try:
+            if os.stat(f"/proc/{pid}/ns/pid").st_ino == status.get("pid-namespace"):
+                kernel.kill(fd)
+        except OSError:
+            pass  # gone
+        finally:
+            os.close(fd)
+
+    def inside(self) -> beside.Inside | None:
+        first = self.first() if self.end is None else None
+        if first is None:
+            return None
+        record = self.record
+        return beside.Inside(
+            first[1], first[0], record["uid"], self.group, record["shown"], record["workdir"], record["filter"]
+        )
+
+    # --- its end, when it comes
+
+    def _ended(self) -> None:
+        if self._gate >= 0 and not self._problem:
+            self._loop.forget(self._monitor)
+            self._over = True
+            return
+        self._open_gate()
+        if self.record["network"] == "outbound":
+            network.end(self.folder)
+        code = self._collect()
+        status = self._status()
+        if "exit-code" not in status:
+            self._kill_orphan(status)
+        self._drain()
+        self._kills = self.group.memory_kills()
+        use = self._last_use()
+        exit_code = status.get("exit-code")
+        how, message = self._how(exit_code, code)
+        if how == "could-not-start":
+            exit_code = None
+        elif exit_code is None:
+            exit_code = 137 if self._killed or self._cause or self._kills else code
+        self.end = {"at": time.time(), "since": self.since, "how": how, "code": exit_code, "message": message}
+        self.end["usage"] = None if use is None else [use.cpu, use.memory, use.peak]
+        self._settle()
+        self._clear_group()
+
+    def _collect(self) -> int | None:
+        """bubblewrap's own exit code, where it was our child."""
+        if self._monitor >= 0:
+            self._loop.forget(self._monitor)
+            os.close(self._monitor)
+            self._monitor = -1
+        if not self._child:
+            return None
+        code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        return code if code >= 0 else 128 - code
+
+    def _drain(self) -> None:
+        for fd, lines in self._says.items():
+            for _ in range(_MOST_LEFT):
+                if not self._hear(fd):
+                    break
+            self._write(lines.finish())
+            self._loop.forget(fd)
+            os.close(fd)
+        self._says = {}
+
+    def _last_use(self) -> Use | None:
+        use = self.group.use()
+        return None if use is None else Use(use.cpu, 0, use.peak)
+
+    def _how(self, exit_code: int | None, code: int | None) -> tuple[str, str]:
+        """How it ended and a sentence about it. bubblewrap tells an exit code only of a command that has begun."""
+        if self._cause == "time-limit":
+            return "time-limit", f"ran for longer than its limit of {show_seconds(self.record['time_limit'])}"
+        if self._cause:
+            return self._cause, self._problem
+        if self._kills and exit_code != 0:
+            return "out-of-memory", f"used more than its {show_bytes(self.record['memory'])} of memory"
+        if exit_code is not None:
+            return "exited", ""
+        if code is None:
+            return "node-failed", "it ended while nobody watched, and left no exit code"
+        return ("could-not-start", self._complaint()) if code == 1 else ("exited", "its sandbox was killed")
+
+    def _complaint(self) -> str:
+        """What bubblewrap said when it could not begin."""
+        texts = [line.split(b" ", 2)[2].decode() for line in self.log.last() if line.count(b" ") >= 2]
+        said = next((t.removeprefix(_NEVER_BEGAN) for t in reversed(texts) if t.startswith(_NEVER_BEGAN)), "")
+        name = self.record["command"][0]
+        if said == f"execvp {name}: No such file or directory":
+            return f"there is no command {name}"
+        if said.startswith("Can't chdir to "):
+            return f"there is no folder {self.record['workdir']}"
+        return said.replace("execvp ", "", 1) or "its sandbox could not be made"
+
+    def _settle(self) -> None:
+        """Write the last word; no secret stays."""
+        journal.add(self._journal, "end", self.end)
+        had_secrets = bool(self.record["secrets"])
+        self.record = {**self.record, "shown": {}, "secrets": []}
+        if had_secrets:
+            record = {key: value for key, value in self.record.items() if key != "filter"}
+            journal.replace(self._journal, {"record": record, "end": self.end})
+        if self._init is not None:
+            os.close(self._init[1])
+            self._init = None
+        self.log.close()
+
+    def _clear_group(self, tries: int = _TRIES) -> None:
+        """What joined it from outside may need a moment to go."""
+        if not self.group.remove() and tries:
+            if self.record["uid"] is not None:
+                kernel.kill_all_of(self.group.processes(), self.record["uid"])
+            self._loop.later(_AGAIN, lambda: self._clear_group(tries - 1))
+            return
+        self.over = True
+        self.changed()
+        self._tell_waiting()
+
+    def _tell_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for done in waiting:
+            done()
+
+    # --- how it looks
+
+    def sight(self) -> dict[str, Any]:
+        if self.end is not None:
+            return {"state": "ended", **self.end}
+        if self.since:
+            return {"state": "running", "since": self.since}
+        return {"state": "queued", "reason": "its files are being put in place"}
+
+    def use(self) -> Use | None:
+        if self.end is not None:
+            return None
+        return self.group.use() or self._use_by_processes()
+
+    def _use_by_processes(self) -> Use | None:
+        """Without groups: what its living processes have used, found from the first one downwards."""
+        first = self.first()
+        if first is None:
+            return None
+        ticks, pages, waiting = 0, 0, [first[0]]
+        while waiting:
+            pid = waiting.pop()
+            found = kernel.stat_of(pid)
+            ticks += found.ticks if found else 0
+            pages += int(_read(f"/proc/{pid}/statm").split()[1] or 0) if found and found.state != "Z" else 0
+            waiting += map(int, _read(f"/proc/{pid}/task/{pid}/children").split())
+        return Use(ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGESIZE"), 0)
+
+    def _status(self) -> dict[str, Any]:
+        """bubblewrap writes one object a line; the last may be half there."""
+        found: dict[str, Any] = {}
+        for line in _read(f"{self.folder}/status").splitlines():
+            try:
+                found.update(json.loads(line))
+            except ValueError:
+                continue
+        return found
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def show_bytes(size: int) -> str:
+    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size >= scale:
+            return f"{size // scale} {unit}" if size % scale == 0 else f"{size / scale:.1f} {unit}"
+    return f"{size} bytes"
+
+
+def show_seconds(seconds: float) -> str:
+    """The widest unit that says it exactly: ``2 h``, ``90 min``, ``1.5 s``."""
+    for unit, scale in (("h", 3600), ("min", 60)):
+        if seconds >= scale and seconds % scale == 0:
+            return f"{seconds / scale:g} {unit}"
+    return f"{seconds:g} s"
