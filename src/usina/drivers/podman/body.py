@@ -1,0 +1,90 @@
+"""From a plan to the body of a create request (libpod's SpecGenerator). Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from usina.core.capacity import DeviceKind, Part
+from usina.core.task import Network, TaskPlan
+from usina.drivers.podman.settings import Settings
+from usina.ports.driver import DriverError
+
+WORK = "/work"
+LABEL_FACTORY, LABEL_HANDLE = "usina.factory", "usina.handle"
+_PERIOD = 100_000  # microseconds
+
+
+def container(settings: Settings, handle: str) -> str:
+    """What a run's container and volume are called."""
+    return f"usina-{settings.factory}-{handle}"
+
+
+def build(plan: TaskPlan, settings: Settings, image: str, *, root: bool) -> dict[str, Any]:
+    """Everything about the container. `root`: Podman runs as root, so that its users are mapped to ours."""
+    name = container(settings, plan.handle)
+    body: dict[str, Any] = {
+        "name": name,
+        "image": image,
+        "env": {"HOME": WORK, **plan.environment},
+        "labels": {LABEL_FACTORY: settings.factory, LABEL_HANDLE: plan.handle, "usina.title": plan.title},
+        "hostname": plan.handle.replace(".", "-")[:63],
+        "work_dir": plan.workdir if plan.workdir.startswith("/") else f"{WORK}/{plan.workdir}".rstrip("/"),
+        "volumes": [{"Name": name, "Dest": WORK, "Options": ["U"]}],
+        "no_new_privileges": True,
+        "restart_policy": "no",
+        "stop_timeout": math.ceil(plan.grace),
+        "log_configuration": {"driver": "k8s-file", "size": settings.log_limit},
+        "r_limits": [
+            {"type": "nofile", "soft": settings.files, "hard": settings.files},
+            {"type": "nproc", "soft": settings.pids, "hard": settings.pids},
+        ],
+        "resource_limits": _limits(plan, settings),
+        **_network(plan.network, settings),
+    }
+    if plan.command:
+        body["entrypoint"] = list(plan.command)  # exactly this, whatever the image would put before it
+        body["command"] = []
+    if plan.time_limit:
+        body["timeout"] = max(1, math.ceil(plan.time_limit + plan.grace))  # kept by conmon, whoever is there or not
+    if root:
+        first, count = settings.uids
+        mapping = [{"container_id": 0, "host_id": first, "size": count}]
+        body["userns"] = {"nsmode": "private"}
+        body["idmappings"] = {"HostUIDMapping": False, "HostGIDMapping": False, "UIDMap": mapping, "GIDMap": mapping}
+    devices = [_cdi(device.part) for device in plan.devices if device.kind is DeviceKind.GPU]
+    if devices:
+        body["cdi_devices"] = devices
+    return body
+
+
+def _limits(plan: TaskPlan, settings: Settings) -> dict[str, Any]:
+    limits: dict[str, Any] = {"pids": {"limit": settings.pids}}
+    if plan.memory:
+        limits["memory"] = {"limit": plan.memory, "swap": plan.memory}
+    if plan.cpus:
+        limits["cpu"] = {"cpus": ",".join(map(str, plan.cpus)), "mems": ",".join(map(str, plan.nodes))}
+    else:
+        limits["cpu"] = {"quota": max(1000, round(plan.cores * _PERIOD)), "period": _PERIOD}
+    return limits
+
+
+def _network(network: Network, settings: Settings) -> dict[str, Any]:
+    match network:
+        case Network.HOST:
+            if not settings.host_network:
+                raise DriverError("the operator does not give tasks this host's own network", lasting=True)
+            return {"netns": {"nsmode": "host"}}
+        case Network.OUTBOUND:
+            options = {"slirp4netns": ["allow_host_loopback=false", "enable_ipv6=false"]}
+            return {"netns": {"nsmode": "slirp4netns"}, "network_options": options}
+        case Network.NONE:
+            return {"netns": {"nsmode": "none"}}
+
+
+def _cdi(name: str) -> str:
+    """A claimed device by its CDI name (Container Device Interface, as `nvidia-ctk cdi generate` writes them)."""
+    part = Part.parse(name)
+    if part.share or part.profile or part.mdev_type:
+        raise DriverError(f"{name}: parts of devices cannot be given to containers yet", lasting=True)
+    return f"nvidia.com/gpu={part.address}"
