@@ -37,7 +37,7 @@ MiB = 1 << 20
 OVER = {"succeeded", "failed", "stopped"}
 CLOCK = ("date", "+%s%N")
 CLIENTS = 4
-SMALL = {"cores": 0.001, "memory": 4 * MiB}
+SMALL = {"cores": 1, "memory": 32 * MiB}
 
 
 @dataclass
@@ -173,7 +173,7 @@ def main() -> None:
             os.chmod(folder, 0o711)
             stack, host = open_.enter_context(STACKS[name]())
             factory = open_.enter_context(factory_process(folder / "f", local_host=False))
-            factory.call("POST", "/hosts", host)
+            factory.call("POST", "/hosts", host | {"cpu_ratio": 64})
             try:
                 for _ in range(5):
                     _our_begin(stack, factory)
