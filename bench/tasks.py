@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench._clients import order
-from usina.testing.process import FactoryProcess, factory_process
+from usina.testing.process import FactoryProcess, end_helpers, factory_process
 from usina.testing.waiting import until
 
 Json = dict[str, Any]
@@ -171,6 +171,7 @@ def main() -> None:
         with ExitStack() as open_:
             folder = Path(open_.enter_context(tempfile.TemporaryDirectory(prefix="usina-bench-")))
             os.chmod(folder, 0o711)
+            open_.callback(end_helpers, folder)
             stack, host = open_.enter_context(STACKS[name]())
             factory = open_.enter_context(factory_process(folder / "f", local_host=False))
             factory.call("POST", "/hosts", host | {"cpu_ratio": 64})

@@ -4,11 +4,9 @@ the typed client; a control plane that dies meanwhile; ways in, files in and out
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import pytest
 
 from usina.client import Client
 from usina.testing import images
-from usina.testing.process import FactoryProcess
+from usina.testing.process import FactoryProcess, end_helpers
 from usina.testing.waiting import until
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
@@ -37,15 +35,7 @@ def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FactoryProcess
             yield process
         finally:
             process.empty(("tasks",))
-    _end_helpers(folder)
-
-
-def _end_helpers(folder: Path) -> None:
-    """The warden and Podman's service outlive a factory, and end themselves later; here they end now."""
-    for found in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            if str(folder).encode() in found.read_bytes():
-                os.kill(int(found.parent.name), signal.SIGTERM)
+    end_helpers(folder)
 
 
 @pytest.fixture(scope="module")
