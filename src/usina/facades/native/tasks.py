@@ -9,6 +9,7 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 
 from usina.app import blobs, resources, task_access, tasks
 from usina.app.resources import Filter
+from usina.app.task_orders import TaskOrder
 from usina.core.capacity import DeviceRequest
 from usina.core.resource import Kind, Phase
 from usina.core.task import Dependency, File, Health
@@ -41,11 +42,11 @@ async def create(context: Caller, body: TaskIn) -> Response:
     return one(await tasks.create(context, _order(body)), 201)
 
 
-def _order(body: TaskIn) -> tasks.TaskOrder:
+def _order(body: TaskIn) -> TaskOrder:
     plain = body.model_dump(
         exclude={"files", "devices", "health", "after", "machine", "command", "ports", "indices", "outputs"}
     )
-    return tasks.TaskOrder(
+    return TaskOrder(
         **plain,
         command=tuple(body.command),
         ports=tuple(body.ports),
