@@ -339,3 +339,23 @@ async def test_a_log_is_searched_by_time(factory: Running) -> None:
     assert await log(factory, task, since=at - 1000, until=at + 1000) == ["hello"]
     assert await log(factory, task, since=at + 1000) == []
     assert await log(factory, task, until=at - 1000) == []
+
+
+async def test_a_device_that_ails_is_cordoned_alone(factory: Running) -> None:
+    host = await look(factory, "/hosts/h1")
+    address = host["devices"][0]["address"]
+    await factory.factory.fleet.tasks(host["id"], "fake")
+    ailing = factory.factory.settings.data_dir / "hosts" / host["id"] / "fake/ailing"
+    ailing.write_text(f"{address} it has fallen off the bus\n")
+    await factory.factory.ailments.round()
+    devices = (await look(factory, "/hosts/h1"))["devices"]
+    assert [d["address"] for d in devices if d["cordoned"]] == [address]
+    story = (await look(factory, f"/stories/{host['id']}"))["items"]
+    assert any("fallen off the bus" in event["text"] for event in story)
+    gpus = [{"kind": "gpu", "count": 3}]
+    assert (await over(factory, await order(factory, "true", devices=gpus)))["phase"] == "succeeded"
+    waiting = await order(factory, "true", devices=[{"kind": "gpu", "count": 4}])
+    found = await eventually(
+        lambda: look(factory, f"/tasks/{waiting['id']}"), lambda t: any(not c["ok"] for c in t["conditions"])
+    )
+    assert found["phase"] == "pending"

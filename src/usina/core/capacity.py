@@ -88,6 +88,19 @@ class Inventory:
         return sum(node.memory for node in self.nodes)
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Finding:
+    """Something came to light about one device."""
+
+    address: str
+    reason: str
+    cordon: bool = True  # False: a warning
+
+
+GIVEN = "task"
+"""The trait of a device that tasks can be given, on the host as it is."""
+FOR_MACHINES = "vfio"
+"""The trait of a device that is set aside for machines."""
 MACHINES = "machine"
 """The trait of a provider that machines can be made on."""
 QUEUE = "queue"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from usina.core.capacity import Claim, DeviceRequest, Gang, Needs, runs
+from usina.core.capacity import GIVEN, Claim, DeviceRequest, Gang, Needs, runs
 from usina.core.lifecycle import (
     Admit,
     Again,
@@ -103,7 +103,7 @@ def gang_of(task: Task, now: Instant) -> Gang:
 
 
 def _times(request: DeviceRequest, units: int) -> DeviceRequest:
-    return request if units == 1 else replace(request, count=request.count * units)
+    return replace(request, count=request.count * units, traits=request.traits | {GIVEN})
 
 
 def begun(task: Task) -> TaskStatus:

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from usina.core.capacity import MACHINES, Host, Inventory, merged
+from usina.core.capacity import FOR_MACHINES, GIVEN, MACHINES, Host, Inventory, merged, runs
 from usina.core.clock import Clock
 from usina.core.event import Event
 from usina.core.machine import Absent, Unreachable
@@ -104,10 +104,10 @@ class Fleet:
         """What a host that is not ours yet has. Raises `DriverError`."""
         found = []
         for driver, options in drivers.items():
-            for _, make in self._openers(driver):
+            for stack, make in self._openers(driver):
                 opened = make(self._settings(id, name, options))
                 try:
-                    found.append(await self._seen_by(driver, opened))
+                    found.append(await self._seen_by(stack, opened))
                 finally:
                     with suppress(Exception):
                         await opened.close()
@@ -128,11 +128,17 @@ class Fleet:
             made.append((plugin.stack, plugin.tasks))
         return made
 
-    async def _seen_by(self, name: str, opened: Driver | TaskDriver) -> Inventory:
+    @staticmethod
+    async def _seen_by(stack: str, opened: Driver | TaskDriver) -> Inventory:
+        """What one driver sees, with what can be done there by it."""
         inventory = await opened.inventory()
-        if self._plugins[name].open is not None:
-            inventory = replace(inventory, traits=inventory.traits | {MACHINES})
-        return inventory
+        if not stack:
+            return replace(inventory, traits=inventory.traits | {MACHINES})
+        devices = [
+            device if FOR_MACHINES in device.traits else replace(device, traits=device.traits | {GIVEN})
+            for device in inventory.devices
+        ]
+        return replace(inventory, devices=tuple(devices), traits=inventory.traits | {runs(stack)})
 
     def saw(self, host: str, handle: str, seen: Any, stack: str = "") -> None:
         """The reconciler's own sight, so that a survey that agrees wakes nobody."""
@@ -314,10 +320,10 @@ class Fleet:
 
     async def _inventory(self, post: _Post) -> Inventory:
         """What the host has, as all its drivers see it; one that does not answer offers nothing meanwhile."""
-        found = [await self._seen_by(post.name, post.driver)]
+        found = [await self._seen_by(post.stack, post.driver)]
         for other in [p for p in self._posts.values() if p.host.id == post.host.id and p is not post]:
             try:
-                found.append(await self._seen_by(other.name, other.driver))
+                found.append(await self._seen_by(other.stack, other.driver))
             except DriverError as error:
                 log.warning("inventory failed", host=post.host.name, driver=other.name, error=error.public)
         return merged(found)

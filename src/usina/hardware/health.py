@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
+from usina.core.capacity import Finding
 from usina.hardware import amd, nvidia
 from usina.hardware.discover import BROKEN, found
 from usina.hardware.files import text
@@ -54,13 +55,6 @@ class Readings:
     xids: tuple[Xid, ...] = ()  # since the readings before
     boot: str = ""
     mark: int = 0  # the last line of the kernel log that counts as read
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Finding:
-    address: str
-    reason: str
-    cordon: bool = True  # False: a warning
 
 
 def poll(before: Readings | None = None, root: str = "") -> tuple[Readings, tuple[Finding, ...]]:

@@ -14,11 +14,11 @@ Contract (held by `usina.testing.task_contract`):
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from usina.core.capacity import Inventory
+from usina.core.capacity import Finding, Inventory
 from usina.core.task import Sight, TaskPlan, Usage
 
 Progress = Callable[[float, str], Awaitable[None]]
@@ -116,6 +116,10 @@ class TaskDriver(Protocol):
 
     async def dial(self, handle: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A TCP stream to a port that the run listens on."""
+        ...
+
+    async def health(self) -> Sequence[Finding]:
+        """What came to light about devices since it was asked last; nothing on stacks that look after their own."""
         ...
 
     async def close(self) -> None: ...

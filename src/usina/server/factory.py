@@ -15,6 +15,7 @@ from usina.app.near import Near
 from usina.core.clock import Clock, SystemClock
 from usina.core.ids import Ids
 from usina.core.resource import Kind
+from usina.engine.ailments import Ailments
 from usina.engine.fleet import Fleet
 from usina.engine.forwards import Forwards
 from usina.engine.goods import GoodsHand, NetworkHand, SecurityGroupHand, VolumeHand
@@ -78,6 +79,7 @@ class Factory:
         self.forwards = Forwards(store, self.fleet, settings.bind)
         self.tidy = Tidy(store, clock, blobs)
         self.orphans = Orphans(store, self.fleet)
+        self.ailments = Ailments(store, self.fleet, clock)
         self.samples = Samples(store, self.fleet, clock)
         self.fleet.wake = self.reconciler.wake
         self.house = House(
@@ -109,6 +111,7 @@ class Factory:
                 "tidy": self.tidy.run(),
                 "orphans": self.orphans.run(),
                 "samples": self.samples.run(),
+                "ailments": self.ailments.run(),
             }
         return [asyncio.create_task(task, name=name) for name, task in tasks.items()]
 

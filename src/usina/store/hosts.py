@@ -173,6 +173,11 @@ def set_drivers(work: Work, host: Host, grant: Grant) -> None:
     work.write(CHANGE, _ALSO, values, 1, missing("host"))
 
 
+def cordon_found(work: Work, host: str, devices: frozenset[str]) -> None:
+    """Devices that are found unfit; a sight of the engine, so it needs no grant."""
+    work.write(CHANGE, _DEVICES, {"b_id": host, "b_devices": rows.encode(sorted(devices))}, 1, missing("host"))
+
+
 def set_terms(work: Work, provider: Provider, grant: Grant) -> None:
     """The terms and core ratio of `provider`. Raises `Stale` unless its generation is still the one it was read at."""
     values = {

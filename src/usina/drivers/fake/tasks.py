@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from usina.core.capacity import Inventory, runs
+from usina.core.capacity import Finding, Inventory, runs
 from usina.core.machine import Absent, Unreachable
 from usina.core.task import End, Ended, Running, Sight, TaskPlan, Usage, secret_values
 from usina.drivers.fake.hardware import inventory
@@ -111,6 +111,16 @@ class FakeTasks:
 
     async def dial(self, handle: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         raise DriverError("a pretended task has no ports")
+
+    async def health(self) -> Sequence[Finding]:
+        """A test writes ``ADDRESS REASON`` into a file named ``ailing``; it is told once."""
+        path = self._world.root / "ailing"
+        try:
+            lines = path.read_text().splitlines()
+        except FileNotFoundError:
+            return ()
+        path.unlink()
+        return [Finding(*line.split(" ", 1)) for line in lines]  # type: ignore[arg-type]
 
     async def close(self) -> None:
         self._world.close()

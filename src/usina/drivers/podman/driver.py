@@ -13,14 +13,14 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
-from usina.core.capacity import Inventory, runs
+from usina.core.capacity import Finding, Inventory, runs
 from usina.core.machine import Absent, Unreachable
 from usina.core.task import End, Ended, FilePlan, Running, Sight, TaskPlan, Usage, secret_values
 from usina.drivers.podman import body, images, netns, outputs, service, settings, sights
@@ -76,7 +76,7 @@ class PodmanDriver:
             "podman": f"{found['version']['Version']} with {host['ociRuntime']['name']}",
             "containers": "rootless" if host["security"]["rootless"] else "users mapped to ours",
         }
-        return Inventory(read_nodes(), disk, devices(), frozenset(traits), facts)
+        return Inventory(read_nodes(), disk, await asyncio.to_thread(devices), frozenset(traits), facts)
 
     async def survey(self) -> Mapping[str, Sight]:
         api = await self._podman()
@@ -286,6 +286,9 @@ class PodmanDriver:
             raise DriverError(f"port {port} of the task does not answer: {error.strerror or error}") from error
         taken.setblocking(False)
         return await asyncio.open_connection(sock=taken)
+
+    async def health(self) -> Sequence[Finding]:
+        return ()  # the driver of processes looks after this machine's devices
 
     async def close(self) -> None:
         for task in self._limits.values():

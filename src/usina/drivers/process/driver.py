@@ -11,10 +11,10 @@ import hashlib
 import os
 import platform
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
-from usina.core.capacity import Inventory
+from usina.core.capacity import Finding, Inventory
 from usina.core.machine import Absent, Unreachable
 from usina.core.task import Network, Sight, TaskPlan, Usage
 from usina.drivers.process.client import Client
@@ -24,6 +24,7 @@ from usina.drivers.process.options import Options, read
 from usina.drivers.process.sights import order, usage
 from usina.drivers.process.terminal import ProcessTerminal
 from usina.drivers.process.warden import seccomp
+from usina.hardware.health import Readings, poll
 from usina.ports.driver import DriverError, HostSettings, HostUnreachable
 from usina.ports.tasks import LogPiece, Progress, Terminal
 
@@ -42,6 +43,8 @@ class ProcessDriver:
         self._watchers: set[asyncio.Queue[str]] = set()
         self._closed = False
         self._survey: Mapping[str, Sight] | None = None
+        self._readings: Readings | None = None
+        self._looking = asyncio.Lock()
 
     def _settings(self) -> dict[str, Any]:
         """What the warden is told once, when it starts."""
@@ -165,6 +168,11 @@ class ProcessDriver:
 
     async def dial(self, handle: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await self._client.handed("dial", handle=handle, port=port)
+
+    async def health(self) -> Sequence[Finding]:
+        async with self._looking:  # a broken card may take its driver's whole time to answer
+            self._readings, found = await asyncio.to_thread(poll, self._readings)
+        return found
 
     async def close(self) -> None:
         self._closed = True
