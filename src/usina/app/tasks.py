@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import PurePosixPath
 
 from usina.app.context import Context
@@ -65,7 +66,7 @@ async def _check_possible(context: Context, task: Task, native: bool) -> None:
     alone = task if native else replace(task, spec=replace(task.spec, replicas=1))
     await check_needs(context, replace(needs_of(alone, context.now), begins=0.0, ends=float("inf")))
     for scope in (task.tenant, task.project):
-        quota = await context.store.identity.quota(scope)
+        quota = await context.house.near.remembered(("quota", scope), partial(context.store.identity.quota, scope))
         if quota is not None:
             never = excess(replace(quota, used=type(quota.used)()), amounts_placed(alone.spec))
             if never:

@@ -30,6 +30,7 @@ SURVEY_EVERY = 3.0
 REFRESH_EVERY = 10.0
 INVENTORY_EVERY = 300.0
 GATHER = 0.1  # seconds that hints wait for each other
+SOON = 0.02  # the same for runs of tasks, whose ends somebody waits for
 
 Wake = Callable[[list[str]], Awaitable[None]]
 Opener = Callable[[HostSettings], "Driver | TaskDriver"]
@@ -250,7 +251,7 @@ class Fleet:
         """Look where hints point, a moment later: most are echoes of the reconciler's own deeds, which it has seen."""
         while True:
             await post.hint.wait()
-            await asyncio.sleep(GATHER)
+            await asyncio.sleep(SOON if post.stack else GATHER)
             post.hint.clear()
             hinted, post.hinted = post.hinted, set()
             try:
