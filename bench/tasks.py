@@ -29,6 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench._clients import order
+from usina.drivers.podman.service import command
+from usina.testing import images
 from usina.testing.process import FactoryProcess, end_helpers, factory_process
 from usina.testing.waiting import until
 
@@ -49,6 +51,7 @@ class Stack:
     tool: str
     more: Json = field(default_factory=dict)
     at_once: int = 2  # of the bare tool
+    clock: tuple[str, ...] = CLOCK  # prints nanoseconds since the epoch
 
 
 @dataclass(frozen=True)
@@ -88,12 +91,54 @@ def local() -> Iterator[tuple[Stack, Json]]:
     yield Stack("local", bwrap, "bwrap"), {"name": "local", "driver": "process"}
 
 
+def _clock(folder: Path) -> Path:
+    """A static program that prints the clock, for images whose `date` knows seconds only."""
+    source, program = folder / "clock.c", folder / "clock"
+    source.write_text(
+        "#include <stdio.h>\n#include <time.h>\n"
+        "int main(void) { struct timespec t; clock_gettime(CLOCK_REALTIME, &t);"
+        ' printf("%lld%09ld\\n", (long long)t.tv_sec, t.tv_nsec); return 0; }\n'
+    )
+    subprocess.run(["gcc", "-static", "-O1", "-o", program, source], check=True, capture_output=True)
+    return program
+
+
 @contextmanager
 def pretended() -> Iterator[tuple[Stack, Json]]:
     yield Stack("fake", fake, "nothing"), {"name": "h", "driver": "fake", "options": {"cores": 64}}
 
 
-STACKS: dict[str, Callable[[], Any]] = {"local": local, "fake": pretended}
+@contextmanager
+def container() -> Iterator[tuple[Stack, Json]]:
+    """The same image, limits and network for both; each container is removed at its end."""
+    with tempfile.TemporaryDirectory(prefix="usina-bench-image-") as folder:
+        archive = images.archive(Path(folder), {"clock": _clock(Path(folder))})
+        podman = command("")
+        subprocess.run([*podman, "load", "-i", archive], check=True, capture_output=True)
+        plain = [
+            "--rm",
+            "--network",
+            "none",
+            "--memory",
+            "32m",
+            "--ulimit",
+            "nofile=1024:1024",
+            "--ulimit",
+            "nproc=1024:1024",
+        ]
+
+        def bare(words: tuple[str, ...]) -> str:
+            done = subprocess.run([*podman, "run", *plain, images.NAME, *words], capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(done.stderr)
+            return done.stdout
+
+        stack = Stack("container", bare, "podman run", {"image": images.NAME}, clock=("/bin/clock",))
+        yield stack, {"name": "local", "driver": "podman"}
+        subprocess.run([*podman, "rmi", "-f", images.NAME], capture_output=True)
+
+
+STACKS: dict[str, Callable[[], Any]] = {"local": local, "container": container, "fake": pretended}
 
 
 # --- what is measured
@@ -113,11 +158,11 @@ def latency(bench: Bench, stack: Stack, factory: FactoryProcess, rounds: int) ->
 
 def _bare_begin(stack: Stack) -> float:
     before = time.time_ns()
-    return (int(stack.bare(CLOCK)) - before) / 1e6
+    return (int(stack.bare(stack.clock)) - before) / 1e6
 
 
 def _our_begin(stack: Stack, factory: FactoryProcess) -> float:
-    wish = {"on": stack.name, "command": CLOCK, **SMALL, **stack.more}
+    wish = {"on": stack.name, "command": stack.clock, **SMALL, **stack.more}
     if stack.name == "fake":
         wish["command"] = ("true",)
     before = time.time_ns()

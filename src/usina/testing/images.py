@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ APPLETS = (
 )  # fmt: skip
 
 
-def archive(folder: Path) -> Path:
-    """A Docker archive (what `podman save` writes by default) of an image called `NAME`."""
-    layer = _layer(_busybox(folder))
+def archive(folder: Path, programs: Mapping[str, Path] | None = None) -> Path:
+    """A Docker archive (what `podman save` writes by default) of an image called `NAME`; `programs` are put into its
+    ``/bin``."""
+    layer = _layer({"busybox": _busybox(folder), **(programs or {})})
     config = json.dumps(
         {
             "architecture": "amd64",
@@ -42,17 +44,18 @@ def archive(folder: Path) -> Path:
     return path
 
 
-def _layer(busybox: Path) -> bytes:
+def _layer(programs: Mapping[str, Path]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as out:
         for name in ("bin", "etc", "tmp", "work"):
             folder = tarfile.TarInfo(name)
             folder.type, folder.mode = tarfile.DIRTYPE, 0o1777 if name == "tmp" else 0o755
             out.addfile(folder)
-        program = tarfile.TarInfo("bin/busybox")
-        program.size, program.mode = busybox.stat().st_size, 0o755
-        with busybox.open("rb") as file:
-            out.addfile(program, file)
+        for name, path in programs.items():
+            program = tarfile.TarInfo(f"bin/{name}")
+            program.size, program.mode = path.stat().st_size, 0o755
+            with path.open("rb") as file:
+                out.addfile(program, file)
         for applet in APPLETS:
             link = tarfile.TarInfo(f"bin/{applet}")
             link.type, link.linkname = tarfile.SYMTYPE, "busybox"
