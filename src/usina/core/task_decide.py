@@ -28,7 +28,7 @@ from usina.core.lifecycle import (
 )
 from usina.core.machine import Absent, Restart, Unreachable
 from usina.core.resource import Phase, Resource
-from usina.core.task import End, Ended, Queued, Running, Sight, TaskSpec, TaskStatus
+from usina.core.task import End, Ended, Network, Queued, Running, Sight, TaskSpec, TaskStatus
 from usina.core.units import Instant
 
 Task = Resource[TaskSpec, TaskStatus]
@@ -81,12 +81,17 @@ def needs_of(task: Task, now: Instant) -> Needs:
     """The capacity that a task, or each part of it, asks for. A stack with a queue of its own is asked for all."""
     spec = task.spec
     units = spec.replicas if spec.parent == "" else 1
+    traits = {runs(spec.on)}
+    if spec.network is not Network.NONE:
+        traits.add("task:outbound" if spec.network is Network.OUTBOUND else "task:host-network")
+    if "partition" in spec.dialect:
+        traits.add(f"partition:{spec.dialect['partition']}")
     return Needs(
         cores=spec.cores * units,
         memory=spec.memory * units,
         disk=spec.disk * units,
         devices=tuple(_times(request, units) for request in spec.devices),
-        traits=frozenset({runs(spec.on)} | ({"task:outbound"} if spec.network.value == "outbound" else set())),
+        traits=frozenset(traits),
         host=spec.host,
         tenant=task.tenant,
         priority=spec.priority,
