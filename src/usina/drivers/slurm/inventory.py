@@ -68,9 +68,9 @@ def _device(gres: Gres, number: int) -> Device:
 
 def _traits(partition: PartitionRecord, nodes: Sequence[NodeRecord]) -> frozenset[str]:
     features = {f"feature:{feature}" for node in nodes for feature in node.features}
-    return frozenset(
-        {runs("slurm"), QUEUE, f"partition:{partition.name}"} | features | {node.arch for node in nodes if node.arch}
-    )
+    reach = {"task:outbound", "task:host-network"}  # a job always has the network of its nodes
+    own = {runs("slurm"), QUEUE, f"partition:{partition.name}"}
+    return frozenset(own | reach | features | {node.arch for node in nodes if node.arch})
 
 
 def _facts(partition: PartitionRecord, nodes: Sequence[NodeRecord]) -> dict[str, str]:
