@@ -182,7 +182,8 @@ def identity(
     """
     with door.client() as site:
         if member is not None and name is not None:
-            site.hosts.map_identity(host, door.member_id(site, member), name)
+            id = site.whoami().member if member == "me" else door.member_id(site, member)
+            site.hosts.map_identity(host, id, name)
             screen.done(f"{member} is {name or 'nobody'} there")
             return
         names = {one.id: one.name for one in site.members.list()}

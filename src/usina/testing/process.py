@@ -148,7 +148,7 @@ class FactoryProcess:
         found = answer.json() if answer.content and "json" in answer.headers.get("content-type", "") else {}
         if answer.status_code >= 400:
             raise Refused(answer.status_code, found)
-        if method == "POST" and answer.status_code == 201 and found["id"] not in self.made:
+        if method == "POST" and answer.status_code == 201 and found.get("id", "") not in ("", *self.made):
             self.made.append(found["id"])
         return dict(found)
 
