@@ -56,7 +56,6 @@ class TaskOrder:
     indices: tuple[int, ...] = ()
     at_once: int = 0
     replicas: int = 1
-    machine: str = ""
     dialect: Mapping[str, str] = field(default_factory=dict)
     idle_limit: float = 0.0
     host: str | None = None
@@ -83,8 +82,6 @@ def check_order(order: TaskOrder, plugins: Mapping[str, DriverPlugin]) -> bool:
         raise Invalid("replicas: an array of gangs cannot be ordered yet", field="replicas")
     if order.replicas > 1 and order.restart is not Restart.NEVER:
         raise Invalid("restart: a gang is run once", field="restart")
-    if (order.on == "machine") != bool(order.machine):
-        raise Invalid("machine: name the machine to run in, and only with on: machine", field="machine")
     if order.health is not None:
         _check_health(order.health)
     return plugins[order.on].queues

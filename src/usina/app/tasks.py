@@ -84,13 +84,6 @@ async def _ordered(context: Context, work: Work, project: Project, order: TaskOr
     id = context.house.ids.new(Kind.TASK.value)
     await _use_files(context, work, project, order, id, grant)
     after = await _dependencies(context, work, project, order.after, id, grant)
-    machine = ""
-    if order.machine:
-        found, _ = await context.find(Kind.MACHINE, order.machine, Action.MACHINE_ACCESS, project.id)
-        if found.project != project.id:
-            raise NotFound("machine not found", field="machine")
-        machine = found.id
-        work.reserve(f"use:{machine}", id, id, grant, missing("machine", "machine"), alive=machine)
     spec = TaskSpec(
         on=order.on,
         command=order.command,
@@ -116,7 +109,6 @@ async def _ordered(context: Context, work: Work, project: Project, order: TaskOr
         indices=tuple(sorted(order.indices)),
         at_once=order.at_once,
         replicas=order.replicas,
-        machine=machine,
         dialect=dict(order.dialect),
         member=context.actor.member,
         idle_limit=order.idle_limit,
@@ -239,8 +231,6 @@ async def delete(context: Context, ref: str, project: str | None = None, if_matc
     expect(task, if_match)
     _whole_only(task)
     work = context.work()
-    if task.spec.machine:
-        work.release(f"use:{task.spec.machine}", task.id, task.id, grant)
     for part in await context.store.tasks.part_rows(task.id):
         if not part.deleting:
             work.leave(part, grant, context.now)

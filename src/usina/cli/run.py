@@ -29,7 +29,7 @@ Many = list[str] | None
 
 def run(
     command: Annotated[Many, typer.Argument(help="Command to run, after --.", metavar="COMMAND")] = None,
-    on: Annotated[str, typer.Option(help="Stack: local, container, slurm or machine.")] = "local",
+    on: Annotated[str, typer.Option(help="Stack: local, container or slurm.")] = "local",
     name: Annotated[str | None, typer.Option(help="A name for it; else one is made up.")] = None,
     cores: Annotated[float, typer.Option(help="Cores; fractions are fine.", min=0.001)] = 1.0,
     mem: Annotated[str, typer.Option("--mem", help="Memory.", metavar="SIZE")] = "1GiB",
@@ -66,7 +66,6 @@ def run(
     restart: Annotated[str, typer.Option(help="never, on-failure or always.")] = "never",
     retries: Annotated[int, typer.Option(help="Restarts after failures at most.", min=0)] = 3,
     after: Annotated[Many, typer.Option(help="TASK, or TASK:end; begins afterwards; repeat it.")] = None,
-    machine: Annotated[str | None, typer.Option(help="Machine to run in, with --on machine.")] = None,
     partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
     account: Annotated[str | None, typer.Option(help="Slurm account.")] = None,
     qos: Annotated[str | None, typer.Option(help="Slurm QoS.")] = None,
@@ -112,7 +111,6 @@ def run(
         "restart": restart,
         "retries": retries,
         "after": task_words.after(after or ()),
-        "machine": machine,
         "dialect": task_words.dialect(more or (), partition=partition, account=account, qos=qos),
         "labels": labels_of(label or ()),
     }

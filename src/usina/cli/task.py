@@ -357,14 +357,13 @@ def _pour_in(local: socket.socket, stream: Stream) -> None:
 
 
 def shell(
-    on: Annotated[str, typer.Option(help="Stack: local, container, slurm or machine.")] = "local",
+    on: Annotated[str, typer.Option(help="Stack: local, container or slurm.")] = "local",
     gpus: Annotated[list[str] | None, typer.Option(help="As for usina run; repeat it.", metavar="GPU")] = None,
     cores: Annotated[float, typer.Option(help="Cores.", min=0.001)] = 1.0,
     mem: Annotated[str, typer.Option("--mem", help="Memory.", metavar="SIZE")] = "2GiB",
     time_limit: Annotated[str, typer.Option("--time", "-t", help="Ended after so long.", metavar="TIME")] = "8h",
     idle: Annotated[str, typer.Option(help="Ended when nobody was there for so long.", metavar="TIME")] = "30m",
     image: Annotated[str, typer.Option(help="Container image.", metavar="IMAGE")] = "",
-    machine: Annotated[str | None, typer.Option(help="Machine, with --on machine.")] = None,
     partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
     network: Annotated[str, typer.Option(help="What it reaches: none, outbound or host.")] = "none",
     package_dir: Annotated[Path | None, typer.Option("--package", help="Folder to take along.", metavar="DIR")] = None,
@@ -388,7 +387,6 @@ def shell(
         "time_limit": task_words.seconds(time_limit),
         "idle_limit": task_words.seconds(idle, "idle"),
         "image": image,
-        "machine": machine,
         "network": network,
         "dialect": task_words.dialect((), partition=partition),
     }

@@ -76,7 +76,7 @@ class Dependency:
 class TaskSpec:
     """Sizes in bytes, times in seconds."""
 
-    on: str  # the stack, as drivers name theirs: "local", "container", "slurm", "machine"
+    on: str  # the stack, as drivers name theirs: "local", "container", "slurm"
     command: tuple[str, ...] = ()
     image: str = ""  # a reference, for stacks that have images
     archive: str = ""  # digest of an OCI archive to be the image
@@ -102,7 +102,6 @@ class TaskSpec:
     replicas: int = 1  # a gang: so many at the same time, or none
     parent: str = ""  # the array or gang that this task is a part of
     index: int = 0  # in the array, or rank in the gang
-    machine: str = ""  # id of the machine to run in
     dialect: Mapping[str, str] = field(default_factory=dict)  # what only one stack understands: "partition", "qos" …
     member: str = ""  # who ordered it; stacks that know people run it as the same person
     idle_limit: float = 0.0  # seconds without anybody at its terminal after which it is ended; 0: never
@@ -231,15 +230,6 @@ class GivenDevice:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """A machine to run in: how to reach it is the engine's business, whom to be in it is said here."""
-
-    machine: str
-    address: str
-    user: str
-
-
-@dataclass(frozen=True, slots=True)
 class TaskPlan:
     """Everything a driver must know to start one run."""
 
@@ -269,7 +259,6 @@ class TaskPlan:
     replicas: int = 1
     identity: str = ""  # the Unix name to be, on stacks that know people
     dialect: Mapping[str, str] = field(default_factory=dict)
-    target: Target | None = None
 
 
 def handle_of(task: str, run: int) -> str:

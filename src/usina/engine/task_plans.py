@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from usina.core.capacity import Claim, DeviceKind
 from usina.core.errors import NotFound, UsinaError
-from usina.core.task import FilePlan, GivenDevice, Target, TaskPlan, TaskSpec, handle_of
+from usina.core.task import FilePlan, GivenDevice, TaskPlan, TaskSpec, handle_of
 from usina.core.task_decide import Task
 from usina.ports.blobs import Blobs
 from usina.ports.driver import DriverError, DriverPlugin
@@ -55,7 +55,6 @@ class TaskPlans:
             replicas=spec.replicas if queues else 1,
             identity=await self._identity(task, claim),
             dialect=spec.dialect,
-            target=await self._target(spec),
         )
 
     @staticmethod
@@ -73,16 +72,6 @@ class TaskPlans:
             if name in knowing and knowing[name].stack == task.spec.on:
                 return await self._store.tasks.identity(knowing[name].realm_of(options), task.spec.member) or ""
         return ""
-
-    async def _target(self, spec: TaskSpec) -> Target | None:
-        if not spec.machine:
-            return None
-        machine = await self._store.resources.get(spec.machine)
-        if machine is None or machine.provider is None or not machine.spec.interfaces:
-            raise DriverError("the machine to run in is gone, or has no network", lasting=machine is None)
-        image = await self._store.resources.get(machine.spec.image)
-        user = image.spec.user if image is not None else "debian"
-        return Target(machine.id, machine.spec.interfaces[0].address, user)
 
 
 def _given(task: Task) -> dict[str, str]:

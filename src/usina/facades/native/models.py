@@ -338,7 +338,7 @@ class TaskDeviceIn(DeviceIn):
 
 class TaskIn(Body):
     name: Name | None = Field(None, description="Absent: one is made up.")
-    on: Ref = Field("local", description="The stack: local, container, slurm or machine.")
+    on: Ref = Field("local", description="The stack, as the hosts' drivers name theirs: local, container, slurm.")
     command: list[Annotated[str, StringConstraints(max_length=1 << 17)]] = Field(default=[], max_length=4096)
     project: Ref | None = None
     image: Annotated[str, StringConstraints(max_length=512, pattern=r"^[!-~]*$")] = Field(
@@ -371,7 +371,6 @@ class TaskIn(Body):
     )
     at_once: int = Field(0, ge=0, le=2000, description="Of an array, so many at a time; 0: as many as fit.")
     replicas: int = Field(1, ge=1, le=256, description="A gang: all at the same time, or none; rank in USINA_RANK.")
-    machine: Ref | None = Field(None, description="The machine to run in, with `on: machine`.")
     dialect: Annotated[dict[str, Annotated[str, StringConstraints(max_length=255)]], Field(max_length=32)] = Field(
         default={}, description="What only one stack understands, such as `partition` and `qos` of Slurm."
     )

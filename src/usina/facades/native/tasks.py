@@ -43,9 +43,7 @@ async def create(context: Caller, body: TaskIn) -> Response:
 
 
 def _order(body: TaskIn) -> TaskOrder:
-    plain = body.model_dump(
-        exclude={"files", "devices", "health", "after", "machine", "command", "ports", "indices", "outputs"}
-    )
+    plain = body.model_dump(exclude={"files", "devices", "health", "after", "command", "ports", "indices", "outputs"})
     return TaskOrder(
         **plain,
         command=tuple(body.command),
@@ -56,7 +54,6 @@ def _order(body: TaskIn) -> TaskOrder:
         devices=tuple(_device(device) for device in body.devices),
         health=_health(body.health) if body.health is not None else None,
         after=tuple(Dependency(one.task, one.on) for one in body.after),
-        machine=body.machine or "",
     )
 
 
