@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
-import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -22,6 +20,7 @@ from usina.drivers.podman import PLUGIN
 from usina.drivers.podman.driver import PodmanDriver
 from usina.ports.driver import DriverError, HostSettings
 from usina.testing import images
+from usina.testing.process import end_helpers
 from usina.testing.task_contract import Make, TaskDriverContract, begun, ended, said, sh, silent, until_said
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
@@ -40,10 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     left = subprocess.run(
         ["podman", "ps", "-aq", "--filter", "label=usina.factory=test"], capture_output=True, text=True
     )
-    for found in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            if f"unix://{folder}/podman/podman.sock".encode() in found.read_bytes():
-                os.kill(int(found.parent.name), signal.SIGTERM)
+    end_helpers(folder)
     subprocess.run(["podman", "rmi", "-f", images.NAME], capture_output=True)
     shutil.rmtree(folder, ignore_errors=True)
     assert not left.stdout.strip(), "containers were left"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -245,6 +246,11 @@ def end_helpers(folder: Path) -> None:
         with suppress(OSError):
             if str(folder).encode() in found.read_bytes() and int(found.parent.name) != os.getpid():
                 os.kill(int(found.parent.name), signal.SIGTERM)
+    for note in folder.rglob("service.pid"):
+        pid, place = note.read_text().split()
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGTERM)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def resident(pid: int) -> int:

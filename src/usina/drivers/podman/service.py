@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import shutil
+import stat
 import subprocess
+import tempfile
 import time
+from pathlib import Path
 
 import httpx2
 
@@ -30,12 +34,25 @@ async def find(settings: Settings) -> str:
         if await _answers(settings.socket):
             return settings.socket
         raise HostUnreachable(f"Podman does not answer on {settings.socket}")
-    ours = str(settings.folder / "podman.sock")
+    ours = str(_place(settings) / "podman.sock")
     for socket in ((usual_socket(),) if not settings.runtime else ()) + (ours,):
         if await _answers(socket):
             return socket
     await _start(settings, ours)
     return ours
+
+
+def _place(settings: Settings) -> Path:
+    """A folder of ours with a short name, for the path of a socket has 107 bytes at most. Raises `HostUnreachable`
+    where somebody else has it."""
+    short = hashlib.sha256(os.fsencode(settings.folder.absolute())).hexdigest()[:12]
+    base = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    place = Path(base) / f"usina-podman-{short}"
+    place.mkdir(mode=0o700, exist_ok=True)
+    found = place.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise HostUnreachable(f"{place} is not a folder of ours alone")
+    return place
 
 
 async def _answers(socket: str) -> bool:
@@ -63,13 +80,15 @@ async def _start(settings: Settings, socket: str) -> None:
 
 def _launch(settings: Settings, socket: str) -> subprocess.Popen[bytes]:
     with (settings.folder / "service.log").open("ab") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*command(settings.runtime), "system", "service", "--time", str(IDLE), f"unix://{socket}"],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,  # it outlives us, as what it looks after does
         )
+    (settings.folder / "service.pid").write_text(f"{process.pid} {Path(socket).parent}\n")
+    return process
 
 
 def command(runtime: str) -> list[str]:
