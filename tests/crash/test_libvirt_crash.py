@@ -200,7 +200,15 @@ def exactly_one(site: Site, ids: dict[str, str], name: str, before: Json) -> Non
     assert host == {"cores": 1, "memory": 128 * MiB, "disk": 17 * MiB}
     used = site.used()
     grown = {measure: used[measure] - before[measure] for measure in used}
-    assert grown == {"machines": 1, "cores": 1, "memory": 128 * MiB, "disk": 17 * MiB, "gpus": 0, "addresses": 0}
+    assert grown == {
+        "machines": 1,
+        "cores": 1,
+        "memory": 128 * MiB,
+        "disk": 17 * MiB,
+        "gpus": 0,
+        "addresses": 0,
+        "tasks": 0,
+    }
     address = factory.call("GET", f"/machines/{machine}")["spec"]["interfaces"][0]["address"]
     assert site.rows("SELECT key, owner FROM reservations WHERE scope = ?", f"use:{ids['network']}") == [
         (address, machine)
