@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import socket
 import struct
 import sys
@@ -277,6 +278,7 @@ def main() -> None:
     door = Door(loop, house, state, settings["idle"])
     gc.collect()
     gc.freeze()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # tidy, and leave the runs to the next warden
     try:
         loop.run()
     finally:
