@@ -10,15 +10,17 @@ import pytest
 from sqlalchemy import Connection, inspect, text
 
 from usina.core.capacity import Claim, Holding, Host, HostState, Inventory, NumaNode, Provider, Terms, Window
-from usina.core.errors import Conflict, QuotaExceeded, Stale
+from usina.core.errors import Conflict, NotFound, QuotaExceeded, Stale
 from usina.core.event import Event
 from usina.core.goods import NoStatus, VolumeSpec
 from usina.core.grant import Grant, Lease
 from usina.core.machine import MachineSpec, MachineStatus
 from usina.core.resource import Kind, Phase, Resource
+from usina.core.task import TaskSpec, TaskStatus, Usage
 from usina.core.tenancy import Action, Amounts, Project, Quota, Scope, Tenant
 from usina.store import hosts as host_writers
 from usina.store import identity as identity_writers
+from usina.store import tasks as task_writers
 from usina.store.migrate import alembic_config, migrate, newest
 from usina.store.store import Store
 from usina.store.tables import metadata
@@ -401,3 +403,135 @@ async def test_a_migration_that_is_broken_off_leaves_all_as_it_was(
     [found] = await store.hosts.all()
     assert found.provider.terms == Terms()
     await store.close()
+
+
+# --- what belongs to tasks
+
+
+def task(id: str, **changes: object) -> Resource[TaskSpec, TaskStatus]:
+    made = Resource(id, Kind.TASK, "tnt-1", "prj-1", id, TaskSpec(on="fake"), TaskStatus(), 1.0, 1.0)
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+async def due(store: Store, id: str) -> float | None:
+    row = await store.database.first(text("SELECT due_at FROM resources WHERE id = :id"), {"id": id})
+    assert row is not None
+    return row.due_at
+
+
+async def put(store: Store, *tasks: Resource[TaskSpec, TaskStatus], at: float | None = None) -> None:
+    work = store.work()
+    for one in tasks:
+        work.order(one, GRANT, due=at)
+    await work.commit()
+
+
+async def test_a_log_is_kept_once_and_read_from_any_position(store: Store) -> None:
+    pieces = {0: b"1000 o one\n", 11: b"2000 e two\n"}
+    for _ in range(2):
+        work = store.work()
+        for start, data in pieces.items():
+            task_writers.keep_log(work, "tsk-1", 1, start, data, GRANT)
+        task_writers.keep_sample(work, "tsk-1", 1, Usage(cpu=1.5, at=3.0))
+        await work.commit()
+    assert [(kept.start, kept.data) for kept in await store.tasks.log("tsk-1", 1)] == list(pieces.items())
+    assert [kept.start for kept in await store.tasks.log("tsk-1", 1, after=11)] == [11]
+    assert [usage.cpu for usage in await store.tasks.usage("tsk-1", 1)] == [1.5]
+    work = store.work()
+    task_writers.forget(work, "tsk-1", GRANT)
+    await work.commit()
+    assert await store.tasks.log("tsk-1", 1) == [] == await store.tasks.usage("tsk-1", 1)
+
+
+async def test_content_that_is_used_or_given_again_is_never_dropped(store: Store) -> None:
+    digests = ["a" * 64, "b" * 64, "c" * 64]
+    work = store.work()
+    for digest in digests:
+        task_writers.own_blob(work, "prj-1", digest, 5, 1.0, GRANT)
+    await work.commit()
+    work = store.work()
+    task_writers.use_blob(work, "prj-1", digests[0], "tsk-1", "archive", GRANT)
+    await work.commit()
+    stale = await store.tasks.stale_blobs(2.0)
+    assert sorted(stale) == [("prj-1", digests[1]), ("prj-1", digests[2])]
+    work = store.work()
+    task_writers.own_blob(work, "prj-1", digests[1], 5, 9.0, GRANT)  # given again, after housekeeping has looked
+    await work.commit()
+    work = store.work()
+    for digest in digests:
+        task_writers.drop_blob(work, "prj-1", digest, 2.0)
+    await work.commit()
+    assert await store.tasks.blobs("prj-1", digests) == {digests[0]: 5, digests[1]: 5}
+    assert not await store.tasks.blob_is_owned(digests[2])
+    work = store.work()
+    task_writers.use_blob(work, "prj-1", digests[2], "tsk-2", "archive", GRANT)
+    with pytest.raises(NotFound) as refused:
+        await work.commit()
+    assert refused.value.field == "archive"
+
+
+async def test_a_hint_while_somebody_works_is_not_lost(store: Store) -> None:
+    leases = store.leases("ours")
+    for hinted in (False, True):
+        one = task(f"tsk-{hinted}")
+        await put(store, one, at=10.0)
+        [leased] = await leases.take(10.0, 5)
+        if hinted:
+            work = store.work()
+            task_writers.wake(work, one.id, 11.0)
+            await work.commit()
+        work = store.work()
+        work.observe(one, leased.lease, keep=True)
+        work.observe(one, leased.lease, due=None)
+        await work.commit()
+        assert await due(store, one.id) == (11.0 if hinted else None)
+
+
+async def test_those_that_wait_are_woken(store: Store) -> None:
+    waiting, sleeping, refused = task("tsk-1"), task("tsk-2"), task("tsk-3")
+    await put(store, waiting, sleeping)
+    await put(store, refused, at=99.0)
+    work = store.work()
+    work.reserve(task_writers.waiting_for("tsk-0"), waiting.id, waiting.id, GRANT, lambda: Conflict("taken"))
+    await work.commit()
+    work = store.work()
+    task_writers.wake_dependents(work, "tsk-0", 20.0)
+    task_writers.wake_waiting(work, 20.0)
+    await work.commit()
+    assert [await due(store, id) for id in ("tsk-1", "tsk-2", "tsk-3")] == [20.0, None, 20.0]
+
+
+async def test_parts_are_in_order_of_index_and_placed_once(store: Store) -> None:
+    parts = [task(f"tsk-{n}", parent="tsk-w", spec=TaskSpec(on="fake", index=n)) for n in (2, 0, 1)]
+    await put(store, *parts)
+    assert [part.id for part in await store.tasks.parts("tsk-w")] == ["tsk-0", "tsk-1", "tsk-2"]
+    assert [part.id for part in await store.tasks.part_rows("tsk-w")] == ["tsk-0", "tsk-1", "tsk-2"]
+    for expected in (None, Stale):
+        work = store.work()
+        work.place_part(replace(parts[0], provider="hst-1"), Lease("tsk-w", "ours", 9.0), 5.0)
+        if expected is None:
+            await work.commit()
+        else:
+            with pytest.raises(expected):
+                await work.commit()
+    assert [part.placed for part in await store.tasks.parts("tsk-w")] == [False, False, True]
+    assert {one.id for one in await store.resources.page(Kind.TASK, whole=True)} == set()
+
+
+async def test_who_a_member_is_elsewhere(store: Store) -> None:
+    for name in ("ada", "ada2", None):
+        work = store.work()
+        task_writers.map_identity(work, "slurm:x", "mbr-1", name, GRANT)
+        await work.commit()
+        assert await store.tasks.identity("slurm:x", "mbr-1") == name
+    assert await store.tasks.identities("slurm:x") == {}
+
+
+async def test_cores_are_counted_in_thousandths(store: Store) -> None:
+    for _ in range(10):
+        work = store.work()
+        work.charge("prj-1", Amounts(cores=0.1), GRANT)
+        await work.commit()
+    quota = await store.identity.quota("prj-1")
+    assert quota is not None and quota.used.cores == 1
+    assert await store.events.last_at("tsk-1", "task.accessed") == 0.0

@@ -31,12 +31,13 @@ class Tidy:
             await asyncio.sleep(EVERY)
 
     async def _drop_blobs(self) -> None:
-        stale = await self._store.tasks.stale_blobs(self._clock.now() - KEPT)
+        before = self._clock.now() - KEPT
+        stale = await self._store.tasks.stale_blobs(before)
         if not stale:
             return
         work = self._store.work()
         for project, digest in stale:
-            writers.drop_blob(work, project, digest)
+            writers.drop_blob(work, project, digest, before)
         await work.commit()
         for _, digest in stale:
             if not await self._store.tasks.blob_is_owned(digest):

@@ -19,5 +19,6 @@ class Blobs(Protocol):
         ...
 
     async def drop(self, digest: str) -> None:
-        """Forget content that nobody has any more."""
+        """Forget content that nobody has any more; what came within the last hour stays, for somebody may be about to
+        say that it is theirs."""
         ...

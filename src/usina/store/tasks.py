@@ -130,8 +130,7 @@ class Tasks:
 
     async def stale_blobs(self, before: Instant, limit: int = 100) -> list[tuple[str, str]]:
         """(project, digest) of content that nothing uses and nobody gave or got lately."""
-        used = exists().where(reservations.c.scope == "blob:" + blobs.c.project + ":" + blobs.c.digest)
-        query = select(blobs.c.project, blobs.c.digest).where(blobs.c.used_at < before, ~used)
+        query = select(blobs.c.project, blobs.c.digest).where(blobs.c.used_at < before, ~_IN_USE)
         return [(row.project, row.digest) for row in await self._database.fetch(query.limit(limit))]
 
     async def blob_is_owned(self, digest: str) -> bool:
@@ -184,7 +183,16 @@ _BLOB = {
         index_elements=["project", "digest"], set_={"used_at": _b("b_at")}
     ),
 }
-_DROP_BLOB = delete(blobs).where(blobs.c.project == _b("b_project"), blobs.c.digest == _b("b_digest"))
+_IN_USE = exists().where(reservations.c.scope == "blob:" + blobs.c.project + ":" + blobs.c.digest)
+_DROP_BLOB = delete(blobs).where(
+    blobs.c.project == _b("b_project"), blobs.c.digest == _b("b_digest"), blobs.c.used_at < _b("b_before"), ~_IN_USE
+)
+_USE_BLOB = insert(reservations).from_select(
+    ["scope", "key", "owner"],
+    select(_b("b_scope").label("s"), _b("b_key").label("k"), _b("b_owner").label("o")).where(
+        exists().where(blobs.c.project == _b("b_project"), blobs.c.digest == _b("b_digest")).correlate(None)
+    ),
+)
 _MAP = insert(identities).inline()
 _UNMAP = delete(identities).where(identities.c.realm == _b("b_realm"), identities.c.member == _b("b_member"))
 
@@ -243,13 +251,21 @@ def own_blob(work: Work, project: str, digest: str, size: int, at: Instant, proo
 
 
 def use_blob(work: Work, project: str, digest: str, owner: str, where: str, proof: Proof) -> None:
-    """`owner` needs this content until it is forgotten."""
-    work.reserve(f"blob:{project}:{digest}", f"{owner}/{where}", owner, proof, lambda: NotFound("blob not found"))
+    """`owner` needs this content until it is forgotten. Raises `NotFound` where the project does not have it (any
+    more)."""
+    values = {
+        "b_scope": f"blob:{project}:{digest}",
+        "b_key": f"{owner}/{where}",
+        "b_owner": owner,
+        "b_project": project,
+        "b_digest": digest,
+    }
+    work.write(CHANGE, _USE_BLOB, values, 1, lambda: NotFound(f"{where}: this content is gone", field=where))
 
 
-def drop_blob(work: Work, project: str, digest: str) -> None:
-    """Housekeeping: the project has this content no more."""
-    work.write(FREE, _DROP_BLOB, {"b_project": project, "b_digest": digest})
+def drop_blob(work: Work, project: str, digest: str, before: Instant) -> None:
+    """Housekeeping: the project has this content no more, unless it was given again or used meanwhile."""
+    work.write(FREE, _DROP_BLOB, {"b_project": project, "b_digest": digest, "b_before": before})
 
 
 def map_identity(work: Work, realm: str, member: str, name: str | None, grant: Grant) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from usina.core.errors import Invalid, NotFound, TooLarge
 from usina.core.units import show_size
 
+YOUNG = 3600.0  # seconds
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -60,7 +62,9 @@ class BlobFolder:
 
     async def drop(self, digest: str) -> None:
         with suppress(FileNotFoundError):
-            self._place(digest).unlink()
+            place = self._place(digest)
+            if place.stat().st_mtime < time.time() - YOUNG:
+                place.unlink()
 
     def _place(self, digest: str) -> Path:
         if not _DIGEST.match(digest):
