@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,20 @@ def test_nobody_at_a_shell_ends_it(factory: FactoryProcess) -> None:
     task = factory.call("POST", "/tasks", wish)
     done = over(factory, task["id"])
     assert done["phase"] == "stopped"
+
+
+def test_a_shell_that_somebody_is_at_goes_on(factory: FactoryProcess, site: Client) -> None:
+    wish = {"on": "local", "command": ["sleep", "600"], "idle_limit": 3, "cores": 0.1, "project": "main"}
+    task = factory.call("POST", "/tasks", wish)
+    path = f"/tasks/{task['id']}"
+    until(lambda: factory.call("GET", path), lambda t: t["phase"] == "running", 30)
+    with site.tasks.exec(task["id"], ["cat"]) as line:
+        for number in range(16):  # twice its limit
+            line.write(f"{number}\n".encode())
+            assert line.read(timeout=5)
+            time.sleep(0.4)  # a person types
+        assert factory.call("GET", path)["phase"] == "running"
+    assert over(factory, task["id"])["phase"] == "stopped"
 
 
 def test_health_restarts_what_is_unwell(factory: FactoryProcess) -> None:

@@ -11,6 +11,9 @@ import pytest
 
 from usina.core.resource import Phase
 from usina.core.task import TaskPlan, handle_of
+from usina.drivers.fake.tasks import FakeTasks
+from usina.engine.reconcile import GIVE_UP
+from usina.ports.tasks import LogPiece
 from usina.testing.factory import Running
 from usina.testing.waiting import eventually
 
@@ -359,3 +362,39 @@ async def test_a_device_that_ails_is_cordoned_alone(factory: Running) -> None:
         lambda: look(factory, f"/tasks/{waiting['id']}"), lambda t: any(not c["ok"] for c in t["conditions"])
     )
     assert found["phase"] == "pending"
+
+
+async def test_a_followed_log_ends_with_its_key(factory: Running) -> None:
+    task = await order(factory, "sleep", "600")
+    await phase(factory, task, Phase.RUNNING)
+    async with factory.client() as client:
+        key = (await client.post("/keys", json={"name": "short"})).json()
+
+        async def follow() -> int:
+            async with factory.client(key["token"]) as mine:
+                return (await mine.get(f"/tasks/{task['id']}/logs", params={"follow": "true"})).status_code
+
+        following = asyncio.create_task(follow())
+        await eventually(lambda: client.get(f"/keys/{key['id']}"), lambda answer: answer.json()["last_used_at"])
+        assert not following.done()
+        assert (await client.delete(f"/keys/{key['id']}")).status_code in (200, 204)
+        assert await asyncio.wait_for(following, 20) == 200
+
+
+async def test_what_cannot_be_finished_now_is_finished_later(factory: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it fails: a task that is over must not hold its place for ever."""
+    tries = 0
+    whole = FakeTasks.log
+
+    async def failing(self: FakeTasks, handle: str, after: int, limit: int) -> LogPiece:
+        nonlocal tries
+        tries += 1
+        if tries <= GIVE_UP + 1:
+            raise RuntimeError("broken")
+        return await whole(self, handle, after, limit)
+
+    monkeypatch.setattr(FakeTasks, "log", failing)
+    monkeypatch.setattr("usina.engine.reconcile.pause", lambda attempts: 0.05)
+    assert (await over(factory, await order(factory, "echo", "hello"), 30))["phase"] == "succeeded"
+    assert tries > GIVE_UP
+    await nothing_held(factory)

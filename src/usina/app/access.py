@@ -6,7 +6,6 @@ import asyncio
 
 from usina.app.context import Context
 from usina.core.errors import Conflict, Unavailable
-from usina.core.event import Event
 from usina.core.machine_decide import Machine
 from usina.core.names import check_range
 from usina.core.resource import Kind
@@ -40,7 +39,9 @@ async def console(context: Context, ref: str, project: str | None = None) -> Con
         line = await driver.console(machine.id)
     except DriverError as error:
         raise Unavailable(error.public, detail=error.detail) from error
-    await _tell(context, machine, "console opened")
+    work = context.work()
+    context.tell(work, machine, "accessed", f"console opened by {context.actor.name}")
+    await work.commit()
     return line
 
 
@@ -56,19 +57,3 @@ async def tunnel(
         return await driver.dial(machine.id, machine.spec.interfaces[0].address, port)
     except DriverError as error:
         raise Unavailable(error.public, detail=error.detail) from error
-
-
-async def _tell(context: Context, machine: Machine, text: str) -> None:
-    work = context.work()
-    work.emit(
-        Event(
-            "machine.accessed",
-            machine.id,
-            context.now,
-            f"{text} by {context.actor.name}",
-            tenant=machine.tenant,
-            project=machine.project,
-            actor=context.actor.member,
-        )
-    )
-    await work.commit()

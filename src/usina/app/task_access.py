@@ -9,7 +9,6 @@ from pathlib import Path
 
 from usina.app.context import Context
 from usina.core.errors import Conflict, NotFound, Unavailable
-from usina.core.event import Event
 from usina.core.names import check_range
 from usina.core.resource import AnyResource, Kind
 from usina.core.task import Usage, handle_of
@@ -76,6 +75,8 @@ async def _merged(context: Context, whole: str, parts: list[AnyResource], wish: 
             return
         if not news:
             await asyncio.sleep(SLOW)
+        if not await context.house.doors.holds(context.actor):
+            return  # the key of a stream that goes on was revoked
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:
@@ -87,7 +88,7 @@ async def _lines(context: Context, task: str, wish: LogWish) -> AsyncIterator[by
     """The log of one run; when followed, of the runs after it as well."""
     reader = _Reader(context, task, wish.run, wish.after)
     pause = QUICK
-    while True:
+    while await context.house.doors.holds(context.actor):  # the key of a stream that goes on may be revoked
         piece = await reader.more()
         if piece.data:
             pause = QUICK
@@ -195,8 +196,8 @@ async def exec(
         line = await driver.exec(handle_of(task.id, task.status.run), command, terminal=terminal)
     except DriverError as error:
         raise Unavailable(error.public, detail=error.detail) from error
-    await touch(context, task, f"{command[0][:60] if command else 'a command'} run beside it")
-    return line
+    await _tell(context, task, f"{command[0][:60]} is run beside it")
+    return _Attended(line, context, task)
 
 
 async def tunnel(
@@ -225,18 +226,32 @@ async def _reach(context: Context, ref: str, index: int | None, project: str | N
         raise Unavailable(error.public) from error
 
 
-async def touch(context: Context, task: Task, text: str) -> None:
-    """Somebody is at it: told in its story, and what an idle limit counts from."""
+class _Attended:
+    """A terminal that somebody is at: while bytes come and go, an idle limit begins anew."""
+
+    def __init__(self, inner: Terminal, context: Context, task: Task) -> None:
+        self._inner, self._context, self._task = inner, context, task
+        self._every = task.spec.idle_limit / 4
+        self._told = context.now
+        self.resize, self.wait, self.close = inner.resize, inner.wait, inner.close
+
+    async def read(self) -> bytes:
+        data = await self._inner.read()
+        await self._touch()
+        return data
+
+    async def write(self, data: bytes) -> None:
+        await self._inner.write(data)
+        await self._touch()
+
+    async def _touch(self) -> None:
+        if self._every and self._context.now - self._told >= self._every:
+            self._told = self._context.now
+            await _tell(self._context, self._task, "somebody is at its terminal")
+
+
+async def _tell(context: Context, task: Task, text: str) -> None:
+    """In its story; and what an idle limit counts from."""
     work = context.work()
-    work.emit(
-        Event(
-            "task.accessed",
-            task.id,
-            context.now,
-            f"{text}, by {context.actor.name}",
-            tenant=task.tenant,
-            project=task.project,
-            actor=context.actor.member,
-        )
-    )
+    context.tell(work, task, "accessed", f"{text}, by {context.actor.name}")
     await work.commit()

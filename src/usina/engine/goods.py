@@ -20,6 +20,8 @@ from usina.store.work import Work
 class GoodsHand:
     """What the kinds without a power switch share: nothing to look at, one rule to decide by."""
 
+    gives_up = True
+
     def __init__(self, store: Store, fleet: Fleet, plans: Plans) -> None:
         self._store, self._fleet, self._plans = store, fleet, plans
 

@@ -29,6 +29,9 @@ class Report(Protocol):
 
 
 class Hand(Protocol):
+    gives_up: bool
+    """Whether a wish that fails again and again is called failed. One that holds a place until its end must not."""
+
     async def look(self, resource: AnyResource, held: Held) -> Any:
         """What is really there."""
         ...

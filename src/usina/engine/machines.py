@@ -37,6 +37,8 @@ from usina.store.work import Work
 
 
 class MachineHand:
+    gives_up = True
+
     def __init__(self, fleet: Fleet, plans: Plans) -> None:
         self._fleet, self._plans = fleet, plans
 

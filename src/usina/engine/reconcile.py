@@ -382,7 +382,7 @@ class Reconciler:
         now = self._now()
         resource = job.resource
         attempts = resource.attempts + 1
-        over = (lasting or attempts >= GIVE_UP) and not resource.deleting
+        over = (lasting or attempts >= GIVE_UP) and not resource.deleting and self._hands[resource.kind].gives_up
         job.resource = replace(
             resource,
             attempts=attempts,

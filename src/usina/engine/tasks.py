@@ -42,6 +42,8 @@ OUTPUTS = "outputs.tar"
 
 
 class TaskHand:
+    gives_up = False  # what cannot be begun is ended by `_start`; all else must come to its end
+
     def __init__(
         self,
         store: Store,
