@@ -64,8 +64,8 @@ class TaskOrder:
     preemptible: bool = False
 
 
-def check_order(order: TaskOrder, plugins: Mapping[str, DriverPlugin]) -> bool:
-    """Whether the stack runs arrays and gangs itself. `plugins` by stack. Raises `Invalid` naming the field."""
+def check_order(order: TaskOrder, plugins: Mapping[str, DriverPlugin]) -> DriverPlugin:
+    """The plugin of the order's stack. `plugins` by stack. Raises `Invalid` naming the field."""
     if order.on not in plugins:
         raise Invalid(f"on: {order.on!r} is not one of {', '.join(sorted(plugins))}", field="on")
     if order.name is not None:
@@ -84,7 +84,7 @@ def check_order(order: TaskOrder, plugins: Mapping[str, DriverPlugin]) -> bool:
         raise Invalid("restart: a gang is run once", field="restart")
     if order.health is not None:
         _check_health(order.health)
-    return plugins[order.on].queues
+    return plugins[order.on]
 
 
 def _check_words(order: TaskOrder) -> None:

@@ -27,7 +27,8 @@ from usina.store.work import Work, missing
 
 async def create(context: Context, order: TaskOrder) -> Task:
     """Order a task. Answers at once, phase ``pending``. An array or gang comes with all its parts, or not at all."""
-    native = check_order(order, _stacks(context))
+    plugin = check_order(order, _stacks(context))
+    native = plugin.queues
     project = await context.project(order.project)
     grant = context.require(Action.RESOURCE_CREATE, Scope(project.tenant, project.id), "project")
     if order.host is not None:
@@ -38,7 +39,7 @@ async def create(context: Context, order: TaskOrder) -> Task:
     if earlier is not None:
         return earlier[0]
     work = context.work()
-    task = await _ordered(context, work, project, order, grant)
+    task = await _ordered(context, work, project, order, plugin, grant)
     await _check_possible(context, task, native)
     parts = [] if native else _parts(context, task)
     context.order(work, task, grant)
@@ -79,7 +80,9 @@ async def _check_possible(context: Context, task: Task, native: bool) -> None:
 # --- an order, written
 
 
-async def _ordered(context: Context, work: Work, project: Project, order: TaskOrder, grant: Grant) -> Task:
+async def _ordered(
+    context: Context, work: Work, project: Project, order: TaskOrder, plugin: DriverPlugin, grant: Grant
+) -> Task:
     """The task as ordered; everything that must be written for it goes into `work`."""
     id = context.house.ids.new(Kind.TASK.value)
     await _use_files(context, work, project, order, id, grant)
@@ -110,6 +113,7 @@ async def _ordered(context: Context, work: Work, project: Project, order: TaskOr
         at_once=order.at_once,
         replicas=order.replicas,
         dialect=dict(order.dialect),
+        traits=frozenset(f"{word}:{order.dialect[word]}" for word in plugin.routes & order.dialect.keys()),
         member=context.actor.member,
         idle_limit=order.idle_limit,
         host=order.host,

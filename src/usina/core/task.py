@@ -103,6 +103,7 @@ class TaskSpec:
     parent: str = ""  # the array or gang that this task is a part of
     index: int = 0  # in the array, or rank in the gang
     dialect: Mapping[str, str] = field(default_factory=dict)  # what only one stack understands: "partition", "qos" …
+    traits: frozenset[str] = frozenset()  # that its provider must have besides
     member: str = ""  # who ordered it; stacks that know people run it as the same person
     idle_limit: float = 0.0  # seconds without anybody at its terminal after which it is ended; 0: never
     host: str | None = None

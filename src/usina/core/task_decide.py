@@ -81,11 +81,9 @@ def needs_of(task: Task, now: Instant) -> Needs:
     """The capacity that a task, or each part of it, asks for. A stack with a queue of its own is asked for all."""
     spec = task.spec
     units = spec.replicas if spec.parent == "" else 1
-    traits = {runs(spec.on)}
+    traits = {runs(spec.on), *spec.traits}
     if spec.network is not Network.NONE:
         traits.add("task:outbound" if spec.network is Network.OUTBOUND else "task:host-network")
-    if "partition" in spec.dialect:
-        traits.add(f"partition:{spec.dialect['partition']}")
     return Needs(
         cores=spec.cores * units,
         memory=spec.memory * units,

@@ -176,6 +176,8 @@ class DriverPlugin:
     queues: bool = False  # the stack has a queue of its own, and runs arrays and gangs as a whole
     people: bool = False  # tasks run as the member's own Unix identity there
     parts: Callable[[HostSettings], Awaitable[list[Part]]] | None = None  # providers behind one connection
+    here: Callable[[], Mapping[str, Any]] | None = None  # options to try it with on this machine when a site is founded
+    routes: frozenset[str] = frozenset()  # words of its dialect that choose a provider, by the trait ``word:value``
     realm: Callable[[Mapping[str, Any]], str] | None = None  # what shares one set of accounts, of the options
 
     def realm_of(self, options: Mapping[str, Any]) -> str:

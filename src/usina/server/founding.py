@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import structlog
 
@@ -20,8 +22,6 @@ from usina.store import identity as writers
 log = structlog.get_logger()
 
 OPERATOR = "admin"
-LOCAL = ("libvirt", "process", "podman")
-"""Drivers that are tried on this machine, the one that knows it best first."""
 FIRST = "main"
 
 
@@ -66,15 +66,18 @@ def _write_private(settings: Settings, admin: dict[str, str]) -> None:
 
 
 async def _add_this_machine(context: Context) -> None:
-    """This machine as host ``local``, with every driver that can be used here. A site without hosts is a site all the
-    same."""
-    usable = [name for name in LOCAL if await _usable(context, name)]
+    """This machine as host ``local``, with every driver that can be used here, one that makes machines first: it knows
+    most of the machine. A site without hosts is a site all the same."""
+    plugins = sorted(context.house.plugins.values(), key=lambda plugin: (plugin.open is None, plugin.name))
+    tried = {plugin.name: plugin.here() for plugin in plugins if plugin.here is not None}
+    usable = {name: options for name, options in tried.items() if await _usable(context, name, options)}
     if not usable:
         log.warning("nothing can run on this machine; see `usina doctor`")
         return
     first, *others = usable
     try:
-        host = await hosts.add(context, "local", first, _options(first), also={name: {} for name in others})
+        also = {name: usable[name] for name in others}
+        host = await hosts.add(context, "local", first, usable[first], also=also)
     except UsinaError as error:
         log.warning("this machine was not added as a host; see `usina doctor`", reason=error.message)
         return
@@ -82,20 +85,11 @@ async def _add_this_machine(context: Context) -> None:
     log.info("this machine is host local", drivers=" ".join(host.drivers), accelerator=facts.get("accelerator"))
 
 
-async def _usable(context: Context, name: str) -> bool:
+async def _usable(context: Context, name: str, options: Mapping[str, Any]) -> bool:
     """Whether a driver answers here. One that does not is told, and left out."""
-    if name not in context.house.plugins:
-        return False
     try:
-        await context.house.hosts.probe("hst-probe", "local", {name: _options(name)})
+        await context.house.hosts.probe("hst-probe", "local", {name: options})
     except DriverError as error:
         log.warning("not used on this machine; see `usina doctor`", driver=name, reason=error.public)
         return False
     return True
-
-
-def _options(name: str) -> dict[str, str]:
-    if name != "libvirt":
-        return {}
-    system = os.geteuid() == 0 or os.access("/run/libvirt/libvirt-sock", os.W_OK)
-    return {"uri": "qemu:///system" if system else "qemu:///session"}

@@ -16,4 +16,5 @@ PLUGIN = DriverPlugin(
     diagnose=diagnose,
     tasks=PodmanDriver,
     stack=STACK,
+    here=dict,
 )

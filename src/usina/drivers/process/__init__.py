@@ -16,4 +16,5 @@ PLUGIN = DriverPlugin(
     diagnose=diagnose,
     tasks=ProcessDriver,
     stack="local",
+    here=dict,
 )

@@ -51,4 +51,5 @@ PLUGIN = DriverPlugin(
     people=True,
     parts=parts,
     realm=realm,
+    routes=frozenset({"partition"}),
 )
