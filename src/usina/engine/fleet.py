@@ -19,7 +19,7 @@ from usina.core.clock import Clock
 from usina.core.event import Event
 from usina.core.machine import Absent, Unreachable
 from usina.core.task import task_of
-from usina.ports.driver import Driver, DriverError, DriverPlugin, HostSettings, HostUnreachable, Part
+from usina.ports.driver import Beside, Driver, DriverError, DriverPlugin, HostSettings, HostUnreachable, Part
 from usina.ports.tasks import TaskDriver
 from usina.store import hosts as host_writers
 from usina.store.store import Store
@@ -153,10 +153,10 @@ class Fleet:
         else:
             post.known[handle] = seen
 
-    def _settings(self, id: str, name: str, options: Mapping[str, Any]) -> HostSettings:
+    def _settings(self, id: str, name: str, options: Mapping[str, Any], beside: Beside | None = None) -> HostSettings:
         state_dir = self._data_dir / "hosts" / id
         state_dir.mkdir(parents=True, exist_ok=True)
-        return HostSettings(id, name, self._factory, state_dir, options)
+        return HostSettings(id, name, self._factory, state_dir, options, beside)
 
     async def refresh(self) -> None:
         """Open hosts that are new, close those that are gone."""
@@ -189,7 +189,7 @@ class Fleet:
 
     def _start(self, key: Key, host: Host, name: str, make: Opener) -> None:
         options = host.drivers[name]
-        opened = make(self._settings(host.id, host.name, options))
+        opened = make(self._settings(host.id, host.name, options, _Beside(self, host.id) if key[1] else None))
         leads = name == host.provider.driver and not any(p.host.id == host.id for p in self._posts.values())
         post = _Post(host, key[1], name, options, opened, leads, reachable=host.provider.reachable)
         self._posts[key] = post
@@ -328,6 +328,16 @@ class Fleet:
             except DriverError as error:
                 log.warning("inventory failed", host=post.host.name, driver=other.name, error=error.public)
         return merged(found)
+
+
+class _Beside:
+    """The machines' driver of a host, found when it is needed: it may be opened later, and anew."""
+
+    def __init__(self, fleet: Fleet, host: str) -> None:
+        self._fleet, self._host = fleet, host
+
+    async def dial(self, handle: str, address: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await (await self._fleet.driver(self._host)).dial(handle, address, port)
 
 
 async def _nobody(ids: list[str]) -> None:

@@ -139,6 +139,15 @@ class Driver(Protocol):
     async def close(self) -> None: ...
 
 
+class Beside(Protocol):
+    """What the driver that makes machines on a host does for those that run tasks there. Raises `HostUnreachable`
+    where the host has none."""
+
+    async def dial(self, handle: str, address: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """As `Driver.dial`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class HostSettings:
     """Where a host is. `options` were checked by the plugin's `check`."""
@@ -148,6 +157,7 @@ class HostSettings:
     factory: str  # this factory's short id; marks what is ours on a shared host, for example in domain metadata
     state_dir: Path  # a folder of this host's own on the control plane
     options: Mapping[str, Any] = field(default_factory=dict)
+    beside: Beside | None = None  # for tasks; None while a host is only being probed
 
 
 @dataclass(frozen=True, slots=True)
