@@ -32,7 +32,8 @@ class Restart(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """A network card of a guest. `mac` and `address` are given at order and stay for life."""
+    """A network card of a guest or a task. `mac` and `address` are given at order and stay for life; the whole of an
+    array or gang has neither, its parts have."""
 
     network: str  # network id
     mac: str
@@ -162,6 +163,15 @@ class NetworkPlan:
     gateway: str
     domain: str  # DNS domain of the project
     hosts: tuple[tuple[str, str, str], ...] = ()  # (mac, address, hostname) known now
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """An interface for a network device that is there already, such as a task's, and the network that it goes to.
+    `network.hosts` has its entry."""
+
+    interface: InterfacePlan
+    network: NetworkPlan
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ name resolved: the one thing a driver needs. The same spec runs on any stack.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from usina.core.capacity import DeviceKind, DeviceRequest
-from usina.core.machine import Absent, Restart, Unreachable
+from usina.core.machine import Absent, Card, Interface, Restart, Unreachable
 from usina.core.units import Instant
 
 
@@ -22,6 +22,7 @@ class Network(StrEnum):
     NONE = "none"  # only itself
     OUTBOUND = "outbound"  # the world outside, by way of its host; nobody reaches it but through Usina
     HOST = "host"  # its host's own network; for stacks that have nothing else, and where the operator allows it
+    PROJECT = "project"  # a network of its project, on which it has an interface
 
 
 class End(StrEnum):
@@ -87,6 +88,7 @@ class TaskSpec:
     outputs: tuple[str, ...] = ()  # patterns in the working directory, kept as artifacts when it has ended
     ports: tuple[int, ...] = ()
     network: Network = Network.NONE
+    interface: Interface | None = None  # on a network of its project
     cores: float = 1.0
     memory: int = 0
     disk: int = 0
@@ -257,6 +259,7 @@ class TaskPlan:
     requests: tuple[DeviceRequest, ...] = ()  # for stacks that choose devices themselves
     indices: tuple[int, ...] = ()  # for stacks that run arrays themselves
     at_once: int = 0
+    card: Card | None = None  # where the network is one of its project
     replicas: int = 1
     identity: str = ""  # the Unix name to be, on stacks that know people
     dialect: Mapping[str, str] = field(default_factory=dict)
@@ -274,5 +277,22 @@ def task_of(handle: str) -> str:
 
 def secret_values(plan: TaskPlan) -> tuple[str, ...]:
     """What must not be shown, the longest first, so that a secret within a secret is hidden whole."""
+LAUNCH_PORT = "29500"
+"""Where launchers of PyTorch and its like meet, unless they are told otherwise."""
+
+
+def gang_environment(addresses: Sequence[str], rank: int) -> dict[str, str]:
+    """What a rank of a gang on a network finds about its peers: `addresses` in order of rank. The upper half as Usina
+    calls it, the lower as launchers do (https://pytorch.org/docs/stable/elastic/run.html#environment-variables)."""
+    return {
+        "USINA_PEERS": ",".join(addresses),
+        "USINA_REPLICAS": str(len(addresses)),
+        "MASTER_ADDR": addresses[0],
+        "MASTER_PORT": LAUNCH_PORT,
+        "WORLD_SIZE": str(len(addresses)),
+        "RANK": str(rank),
+    }
+
+
     values = {plan.environment[name] for name in plan.secret if plan.environment.get(name)}
     return tuple(sorted(values, key=len, reverse=True))

@@ -33,6 +33,8 @@ from usina.core.units import Instant
 
 Task = Resource[TaskSpec, TaskStatus]
 
+_REACHES = {Network.OUTBOUND: "task:outbound", Network.HOST: "task:host-network", Network.PROJECT: "task:network"}
+
 LOOK_AGAIN = 5.0  # seconds between looks at a stack that does not answer
 SLACK = 30.0  # seconds that a stack may be late in ending a run at its time limit, before it is told to
 _BEFORE = frozenset({Phase.PENDING, Phase.QUEUED, Phase.BUILDING})
@@ -83,7 +85,7 @@ def needs_of(task: Task, now: Instant) -> Needs:
     units = spec.replicas if spec.parent == "" else 1
     traits = {runs(spec.on), *spec.traits}
     if spec.network is not Network.NONE:
-        traits.add("task:outbound" if spec.network is Network.OUTBOUND else "task:host-network")
+        traits.add(_REACHES[spec.network])
     return Needs(
         cores=spec.cores * units,
         memory=spec.memory * units,

@@ -17,7 +17,7 @@ import structlog
 from usina.core.capacity import FOR_MACHINES, GIVEN, MACHINES, Host, Inventory, merged, runs
 from usina.core.clock import Clock
 from usina.core.event import Event
-from usina.core.machine import Absent, Unreachable
+from usina.core.machine import Absent, Card, Unreachable
 from usina.core.task import task_of
 from usina.ports.driver import Beside, Driver, DriverError, DriverPlugin, HostSettings, HostUnreachable, Part
 from usina.ports.tasks import TaskDriver
@@ -338,6 +338,12 @@ class _Beside:
 
     async def dial(self, handle: str, address: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await (await self._fleet.driver(self._host)).dial(handle, address, port)
+
+    async def plug(self, handle: str, device: str, card: Card) -> None:
+        await (await self._fleet.driver(self._host)).plug(handle, device, card)
+
+    async def unplug(self, handle: str, device: str, card: Card) -> None:
+        await (await self._fleet.driver(self._host)).unplug(handle, device, card)
 
 
 async def _nobody(ids: list[str]) -> None:

@@ -52,7 +52,7 @@ class Orphans:
         self._suspects = found
 
     async def _on(self, driver: TaskDriver) -> list[str]:
-        handles = list(await driver.survey())
+        handles = {*await driver.survey(), *await driver.leftovers()}
         tasks = await self._store.resources.get_many({task_of(handle) for handle in handles})
         return [handle for handle in handles if _is_orphan(handle, tasks.get(task_of(handle)))]
 

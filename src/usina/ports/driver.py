@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from usina.core.capacity import Inventory
-from usina.core.machine import ImageFiles, MachinePlan, NetworkPlan, Rule, Seen, VolumePlan
+from usina.core.machine import Card, ImageFiles, MachinePlan, NetworkPlan, Rule, Seen, VolumePlan
 from usina.ports.tasks import TaskDriver
 
 
@@ -118,12 +118,24 @@ class Driver(Protocol):
 
     async def detach_interface(self, handle: str, mac: str) -> None: ...
     async def set_rules(self, handle: str, mac: str, rules: tuple[Rule, ...]) -> None:
-        """Replace the packet filter of one interface, live."""
+        """Replace the packet filter of one interface, live: of a guest, or of what is plugged in under `handle`. Where
+        neither is there, there is nothing to replace."""
         ...
 
     async def remove(self, handle: str) -> None:
         """Switch off and remove the guest with everything it alone owns, its DHCP/DNS entries included (not volumes,
         networks or images)."""
+        ...
+
+    # --- what is no guest of ours, on hosts with the trait ``task:network``
+    async def plug(self, handle: str, device: str, card: Card) -> None:
+        """Put a network device of the host, the near end of a veth pair, on a network: known there by name, and behind
+        the same packet filter as a guest's interface, before anything passes. Makes the network if it is not there."""
+        ...
+
+    async def unplug(self, handle: str, device: str, card: Card) -> None:
+        """Take what was plugged in off its network, filter and name included, whether or not the device still is there.
+        The rules in `card` do not matter. The device itself is its maker's."""
         ...
 
     # --- to the guest
@@ -155,6 +167,14 @@ class HostSettings:
     id: str
     name: str
     factory: str  # this factory's short id; marks what is ours on a shared host, for example in domain metadata
+    async def plug(self, handle: str, device: str, card: Card) -> None:
+        """As `Driver.plug`."""
+        ...
+
+    async def unplug(self, handle: str, device: str, card: Card) -> None:
+        """As `Driver.unplug`."""
+        ...
+
     state_dir: Path  # a folder of this host's own on the control plane
     options: Mapping[str, Any] = field(default_factory=dict)
     beside: Beside | None = None  # for tasks; None while a host is only being probed
@@ -193,6 +213,7 @@ class DriverPlugin:
     def realm_of(self, options: Mapping[str, Any]) -> str:
         """The set of accounts that a member is looked up in."""
         return f"{self.name}:{self.realm(options)}" if self.realm is not None else self.name
+    networks: bool = False  # tasks can be on networks of their projects, where the host's machines' driver helps
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,12 @@ class TaskDriver(Protocol):
         ...
 
     async def remove(self, handle: str) -> None:
-        """End the run and leave nothing of it: no process, container, job, folder, control group or network."""
+        """End the run and leave nothing of it: no process, container, job, folder, control group, network device or
+        packet filter."""
+        ...
+
+    async def leftovers(self) -> Sequence[str]:
+        """Handles of which something is there, though no run is: starts that were cut short. `remove` clears them."""
         ...
 
     async def log(self, handle: str, after: int, limit: int) -> LogPiece:

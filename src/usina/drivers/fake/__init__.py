@@ -69,5 +69,6 @@ PLUGIN = DriverPlugin(
     open=open_host,
     tasks=FakeTasks,
     stack=STACK,
+    networks=True,
     diagnose=diagnose,
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from usina.core.capacity import Inventory
 from usina.core.machine import (
     Absent,
+    Card,
     ImageFiles,
     MachinePlan,
     NetworkPlan,
@@ -171,7 +172,20 @@ class FakeDriver:
         def act(guest: Guest) -> None:
             guest.rules[mac] = len(rules)
 
-        self._change(handle, act)
+        self._reach()
+        if self._world.read("cards", f"{handle}-{mac}") is not None:
+            self._world.note("cards", f"{handle}-{mac}", str(len(rules)))
+        elif self._world.load(handle) is not None:
+            self._change(handle, act)
+
+    async def plug(self, handle: str, device: str, card: Card) -> None:
+        """Only noted, with how many rules it has: a pretended host has no network devices."""
+        await self.ensure_network(card.network)
+        self._world.note("cards", f"{handle}-{card.interface.mac}", str(len(card.interface.rules)))
+
+    async def unplug(self, handle: str, device: str, card: Card) -> None:
+        self._reach()
+        self._world.drop("cards", f"{handle}-{card.interface.mac}")
 
     async def remove(self, handle: str) -> None:
         self._reach()

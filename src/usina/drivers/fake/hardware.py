@@ -10,7 +10,7 @@ from usina.core.units import GiB, TiB
 
 MOST_VFS = 248  # of one card: functions 0 to 7 of slots 1 to 31; slot 0 is the card itself
 
-_TRAITS = frozenset({"fake", "uefi", "pinning", "multiqueue", "snapshots", "x86_64"})
+_TRAITS = frozenset({"fake", "uefi", "pinning", "multiqueue", "snapshots", "x86_64", "task:network"})
 _FACTS = {"accelerator": "fake", "accelerator_reason": "nothing runs here"}
 
 

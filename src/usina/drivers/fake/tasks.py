@@ -15,11 +15,11 @@ from pathlib import Path
 import msgspec
 
 from usina.core.capacity import Finding, Inventory, runs
-from usina.core.machine import Absent, Unreachable
+from usina.core.machine import Absent, Card, Unreachable
 from usina.core.task import End, Ended, Running, Sight, TaskPlan, Usage, secret_values
 from usina.drivers.fake.hardware import inventory
 from usina.drivers.fake.world import World
-from usina.ports.driver import DriverError, HostSettings, HostUnreachable
+from usina.ports.driver import Beside, DriverError, HostSettings, HostUnreachable
 from usina.ports.tasks import LogPiece, Progress, Terminal
 
 STACK = "fake"
@@ -36,6 +36,7 @@ class Run(msgspec.Struct, omit_defaults=True):
     code: int | None = 0
     log: str = ""
     gone: bool = False
+    card: Card | None = None
 
 
 _DECODER = msgspec.json.Decoder(Run)
@@ -77,6 +78,8 @@ class FakeTasks:
             return
         if plan.command[:1] == ("refuse",):
             raise DriverError("the pretended stack refuses it", lasting=True)
+        if plan.card is not None:
+            await self._beside().plug(plan.handle, plan.handle, plan.card)
         run = _pretend(plan)
         self._save(run)
         if run.ends < NEVER:
@@ -87,12 +90,24 @@ class FakeTasks:
         self._reach()
         run = self._all().get(handle)
         if run is not None and isinstance(_sight(run), Running):
-            self._save(Run(handle, run.began, time.time(), End.STOPPED, 143, run.log))
+            self._save(Run(handle, run.began, time.time(), End.STOPPED, 143, run.log, card=run.card))
 
     async def remove(self, handle: str) -> None:
         self._reach()
-        if handle in self._all():
-            self._save(Run(handle, gone=True))
+        run = self._all().get(handle)
+        if run is None:
+            return
+        if run.card is not None:
+            await self._beside().unplug(handle, handle, run.card)
+        self._save(Run(handle, gone=True))
+
+    async def leftovers(self) -> Sequence[str]:
+        return ()
+
+    def _beside(self) -> Beside:
+        if self._settings.beside is None:
+            raise DriverError("the pretended host has no networks", lasting=True)
+        return self._settings.beside
 
     async def log(self, handle: str, after: int, limit: int) -> LogPiece:
         self._reach()
@@ -163,7 +178,7 @@ def _sight(run: Run) -> Sight:
 
 def _pretend(plan: TaskPlan) -> Run:
     now = time.time()
-    run = Run(plan.handle, now, now)
+    run = Run(plan.handle, now, now, card=plan.card)
     match plan.command:
         case ("true",):
             pass

@@ -43,7 +43,7 @@ class World:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for kind in ("volumes", "networks", "images"):
+        for kind in ("volumes", "networks", "images", "cards"):
             (root / kind).mkdir(parents=True, exist_ok=True)
         self._journal = os.open(root / "guests.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         self._read = 0  # bytes of the journal
@@ -90,7 +90,7 @@ class World:
         return self._all
 
     def note(self, kind: str, name: str, text: str = "") -> None:
-        """Keep a volume, network or image, which have no life of their own here."""
+        """Keep a volume, network, image or card, which have no life of their own here."""
         path = f"{self.root}/{kind}/{name}"
         if not text and os.path.exists(path):
             return

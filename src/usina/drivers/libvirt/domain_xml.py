@@ -246,22 +246,23 @@ def _interface(devices: Element, plan: MachinePlan, interface: InterfacePlan, gr
     if plan.queues > 1 and not ground.session:
         add(card, "driver", queues=plan.queues)
     if not ground.session:
-        _filter_reference(card, plan, interface)
+        filtered = names.packet_filter(plan.handle, interface.mac)
+        filter_reference(card, filtered, interface.address, _network_of(plan, interface))
     add(card, "rom", enabled="no")
     return card
 
 
-def _filter_reference(card: Element, plan: MachinePlan, interface: InterfacePlan) -> None:
-    network = _network_of(plan, interface)
+def filter_reference(parent: Element, packet_filter: str, address: str, network: NetworkPlan) -> None:
+    """What a packet filter is to be filled in with, for one interface."""
     subnet = IPv4Network(network.cidr)
     values = {
         "CTRL_IP_LEARNING": "none",
         "GATEWAY": network.gateway,
-        "IP": interface.address,
+        "IP": address,
         "MASK": str(subnet.prefixlen),
         "SUBNET": str(subnet.network_address),
     }
-    reference = add(card, "filterref", filter=names.packet_filter(plan.handle, interface.mac))
+    reference = add(parent, "filterref", filter=packet_filter)
     for name, value in values.items():
         add(reference, "parameter", name=name, value=value)
 

@@ -18,8 +18,8 @@ from weakref import WeakValueDictionary
 import libvirt
 
 from usina.core.capacity import Inventory
-from usina.core.machine import ImageFiles, MachinePlan, NetworkPlan, Rule, Seen, Unreachable, VolumePlan
-from usina.drivers.libvirt import devices, inventory, names, settings, snapshots
+from usina.core.machine import Card, ImageFiles, MachinePlan, NetworkPlan, Rule, Seen, Unreachable, VolumePlan
+from usina.drivers.libvirt import devices, inventory, names, plugs, settings, snapshots
 from usina.drivers.libvirt.connection import Connection
 from usina.drivers.libvirt.console import StreamConsole, open_console
 from usina.drivers.libvirt.dial import dial
@@ -62,7 +62,9 @@ class LibvirtDriver:
             return inventory.read_texts(conn, self._storage(conn).size(), accelerator.name)
 
         texts = await self._do("be inspected", read)
-        return inventory.build_inventory(texts, accelerator, session=self._settings.session)
+        found = inventory.build_inventory(texts, accelerator, session=self._settings.session)
+        more = {"task:network"} if plugs.possible(self._settings) else set()
+        return replace(found, traits=found.traits | more)
 
     async def survey(self) -> Mapping[str, Seen]:
         return await self._do("list its guests", lambda conn: self._guests(conn).survey())
@@ -229,8 +231,8 @@ class LibvirtDriver:
 
     async def set_rules(self, handle: str, mac: str, rules: tuple[Rule, ...]) -> None:
         def replace_rules(conn: libvirt.virConnect) -> None:
-            self._guests(conn).need(handle)
-            self._filters(conn).ensure(handle, mac, rules)
+            if self._filters(conn).has(handle, mac) or self._guests(conn).find(handle) is not None:
+                self._filters(conn).ensure(handle, mac, rules)
 
         await self._do("set the packet filter", replace_rules)
 
@@ -253,6 +255,38 @@ class LibvirtDriver:
         async with self._alone("networks"):
             await self._do("remove the guest", forget_names)
         await self._do("remove the guest", remove)
+
+    # --- what is no guest of ours
+
+    async def plug(self, handle: str, device: str, card: Card) -> None:
+        if not plugs.possible(self._settings):
+            raise DriverError(
+                "only a libvirt of this machine, used as root, can plug tasks into networks", lasting=True
+            )
+        await self.ensure_network(card.network)
+
+        def put_on(conn: libvirt.virConnect) -> None:
+            self._filters(conn).ensure(handle, card.interface.mac, card.interface.rules)
+            plugs.put_on(conn, self._settings.factory, handle, device, card)
+
+        await self._do("plug the task into its network", put_on)
+
+    async def unplug(self, handle: str, device: str, card: Card) -> None:
+        mac, bridge = card.interface.mac, names.network(self._settings.factory, card.interface.network)
+
+        def forget_name(conn: libvirt.virConnect) -> None:
+            if not plugs.others_with(conn, device, mac):
+                self._networks(conn).forget_names([(bridge, mac)])
+
+        def take_off(conn: libvirt.virConnect) -> None:
+            plugs.take_off(conn, device, bridge)
+            self._filters(conn).remove(handle, mac)
+
+        if self._settings.session:
+            return
+        async with self._alone("networks"):
+            await self._do("unplug the task from its network", forget_name)
+        await self._do("unplug the task from its network", take_off)
 
     # --- to the guest
 

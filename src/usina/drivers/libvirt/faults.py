@@ -38,6 +38,7 @@ def is_missing(error: libvirt.libvirtError) -> bool:
         libvirt.VIR_ERR_NO_STORAGE_POOL,
         libvirt.VIR_ERR_NO_STORAGE_VOL,
         libvirt.VIR_ERR_NO_NWFILTER,
+        libvirt.VIR_ERR_NO_NWFILTER_BINDING,
         libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT,
         libvirt.VIR_ERR_NO_NODE_DEVICE,
     }

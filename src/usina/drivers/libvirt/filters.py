@@ -35,6 +35,17 @@ class Filters:
             raise DriverError("a security rule is not IPv4", lasting=True, detail=str(error)) from error
         self._put(names.packet_filter(handle, mac), text)
 
+    def has(self, handle: str, mac: str) -> bool:
+        if self._settings.session:
+            return False
+        try:
+            self._conn.nwfilterLookupByName(names.packet_filter(handle, mac))
+        except libvirt.libvirtError as error:
+            if is_missing(error):
+                return False
+            raise
+        return True
+
     def ensure_shelter(self) -> None:
         """Bring the filter that hides the host from its guests up to the addresses that the host has now."""
         if not self._settings.session:

@@ -16,5 +16,6 @@ PLUGIN = DriverPlugin(
     diagnose=diagnose,
     tasks=PodmanDriver,
     stack=STACK,
+    networks=True,
     here=dict,
 )

@@ -8,6 +8,7 @@ from typing import Any
 from usina.core.capacity import DeviceKind, Part
 from usina.core.task import Network, TaskPlan
 from usina.drivers.podman.settings import Settings
+from usina.hardware import veth
 from usina.ports.driver import DriverError
 
 WORK = "/work"
@@ -28,7 +29,7 @@ def build(plan: TaskPlan, settings: Settings, image: str, *, root: bool) -> dict
         "image": image,
         "env": {"HOME": WORK, **plan.environment},
         "labels": {LABEL_FACTORY: settings.factory, LABEL_HANDLE: plan.handle, "usina.title": plan.title},
-        "hostname": plan.handle.replace(".", "-")[:63],
+        "hostname": veth.hostname(plan.card) if plan.card else plan.handle.replace(".", "-")[:63],
         "work_dir": plan.workdir if plan.workdir.startswith("/") else f"{WORK}/{plan.workdir}".rstrip("/"),
         "volumes": [{"Name": name, "Dest": WORK, "Options": ["U"]}],
         "no_new_privileges": True,
@@ -40,7 +41,7 @@ def build(plan: TaskPlan, settings: Settings, image: str, *, root: bool) -> dict
             {"type": "nproc", "soft": settings.pids, "hard": settings.pids},
         ],
         "resource_limits": _limits(plan, settings),
-        **_network(plan.network, settings),
+        **_network(plan, settings),
     }
     if plan.command:
         body["entrypoint"] = list(plan.command)  # exactly this, whatever the image would put before it
@@ -69,8 +70,8 @@ def _limits(plan: TaskPlan, settings: Settings) -> dict[str, Any]:
     return limits
 
 
-def _network(network: Network, settings: Settings) -> dict[str, Any]:
-    match network:
+def _network(plan: TaskPlan, settings: Settings) -> dict[str, Any]:
+    match plan.network:
         case Network.HOST:
             if not settings.host_network:
                 raise DriverError("the operator does not give tasks this host's own network", lasting=True)
@@ -78,7 +79,11 @@ def _network(network: Network, settings: Settings) -> dict[str, Any]:
         case Network.OUTBOUND:
             options = {"slirp4netns": ["allow_host_loopback=false", "enable_ipv6=false"]}
             return {"netns": {"nsmode": "slirp4netns"}, "network_options": options}
-        case Network.NONE:
+        case Network.PROJECT if plan.card is not None:
+            name, address = veth.hostname(plan.card), plan.card.interface.address
+            names = [f"{name}.{plan.card.network.domain}:{address}", f"{name}:{address}"]
+            return {"netns": {"nsmode": "none"}, "hostadd": names}  # its card is put in before it starts
+        case _:
             return {"netns": {"nsmode": "none"}}
 
 

@@ -21,13 +21,13 @@ from pathlib import Path
 import msgspec
 
 from usina.core.capacity import Finding, Inventory, runs
-from usina.core.machine import Absent, Unreachable
+from usina.core.machine import Absent, Card, Unreachable
 from usina.core.task import End, Ended, FilePlan, Running, Sight, TaskPlan, Usage, secret_values
 from usina.drivers.podman import body, images, netns, outputs, service, settings, sights
 from usina.drivers.podman.api import Api, Missing
 from usina.drivers.podman.logs import Spool
 from usina.drivers.podman.terminal import ExecTerminal
-from usina.hardware import devices, read_nodes
+from usina.hardware import devices, read_nodes, veth
 from usina.ports.driver import DriverError, HostSettings, HostUnreachable
 from usina.ports.tasks import LogPiece, Progress, Terminal
 
@@ -50,6 +50,7 @@ class PodmanDriver:
     def __init__(self, host: HostSettings) -> None:
         self._settings = settings.read(host)
         self._settings.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._cards = veth.Cards(self._settings.folder / "cards", host.factory, host.beside)
         self._api: Api | None = None
         self._finding = asyncio.Lock()
         self._ended: dict[str, Ended] = {}  # by container id; what has ended stays as it is
@@ -163,12 +164,27 @@ class PodmanDriver:
             await api.call("POST", "/containers/create", body=body.build(plan, self._settings, image, root=root))
             for file in plan.files:
                 await self._put(api, plan, file)
+            if plan.card is not None:
+                await self._plug(api, plan.handle, plan.card)
             await api.call("POST", f"/containers/{self._name(plan.handle)}/start", fine=(304,))
         except HostUnreachable:
             raise
         except DriverError as error:
             await self.remove(plan.handle)
             raise _plain(error, plan) from error
+
+    async def _plug(self, api: Api, handle: str, card: Card) -> None:
+        """Between making its namespaces and starting what it is to run, a container has its network but no process."""
+        far = await self._cards.make(handle, card)
+        path = f"/containers/{self._name(handle)}"
+        resolver = outputs.one("etc/resolv.conf", veth.resolver(card))  # Podman writes none where it made no network
+        await api.call("PUT", f"{path}/archive", {"path": "/"}, content=resolver)
+        await api.call("POST", f"{path}/init", fine=(304,))
+        found = await self._inspect(api, handle)
+        state: dict[str, int] = found["State"] if found is not None else {}  # type: ignore[assignment]
+        if not state.get("Pid"):
+            raise DriverError("the container went away while it was started")
+        await veth.enter(state["Pid"], far, card)
 
     async def _put(self, api: Api, plan: TaskPlan, file: FilePlan) -> None:
         where = file.path if file.unpack else ""
@@ -230,8 +246,13 @@ class PodmanDriver:
             self._ended.pop(str(found["Id"]), None)
             await _patiently(api, "DELETE", f"/containers/{name}", {"force": True, "v": True, "timeout": 0})
         await _patiently(api, "DELETE", f"/volumes/{name}", {"force": True})
+        await self._cards.drop(handle)
         self._spool(handle).drop()
         self._path(handle, "note").unlink(missing_ok=True)
+
+    async def leftovers(self) -> Sequence[str]:
+        known = await self.survey()
+        return [path.stem for path in self._settings.folder.glob("*.note") if path.stem not in known]
 
     # --- what it says, leaves and uses
 
@@ -281,7 +302,7 @@ class PodmanDriver:
         if not state.get("Pid"):
             raise DriverError("the task does not run")
         try:
-            taken = await asyncio.to_thread(netns.connect, state["Pid"], port)
+            taken = await asyncio.to_thread(netns.connect, state["Pid"], port, self._cards.address(handle))
         except OSError as error:
             raise DriverError(f"port {port} of the task does not answer: {error.strerror or error}") from error
         taken.setblocking(False)

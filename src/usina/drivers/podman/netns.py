@@ -11,22 +11,23 @@ import os
 import queue
 import socket
 import threading
+from contextlib import suppress
 
 _CLONE_NEWNET = 0x40000000
 LIMIT = 5.0
 
 
-def connect(pid: int, port: int) -> socket.socket:
-    """A socket connected to 127.0.0.1:`port` where process `pid` is. Raises `OSError`."""
+def connect(pid: int, port: int, address: str = "") -> socket.socket:
+    """A socket connected to `port` of `address`, or else of 127.0.0.1, where process `pid` is. Raises `OSError`."""
     answer: queue.Queue[socket.socket | OSError] = queue.Queue()
-    threading.Thread(target=_connect, args=(pid, port, answer), daemon=True).start()
+    threading.Thread(target=_connect, args=(pid, port, address, answer), daemon=True).start()
     found = answer.get()
     if isinstance(found, OSError):
         raise found
     return found
 
 
-def _connect(pid: int, port: int, answer: queue.Queue[socket.socket | OSError]) -> None:
+def _connect(pid: int, port: int, address: str, answer: queue.Queue[socket.socket | OSError]) -> None:
     try:
         fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -36,6 +37,13 @@ def _connect(pid: int, port: int, answer: queue.Queue[socket.socket | OSError]) 
                 raise OSError(number, os.strerror(number))
         finally:
             os.close(fd)
-        answer.put(socket.create_connection(("127.0.0.1", port), LIMIT))
+        answer.put(_reach(port, address))
     except OSError as error:
         answer.put(error)
+
+
+def _reach(port: int, address: str) -> socket.socket:
+    if address:
+        with suppress(ConnectionRefusedError):
+            return socket.create_connection((address, port), LIMIT)
+    return socket.create_connection(("127.0.0.1", port), LIMIT)

@@ -61,6 +61,16 @@ async def chosen(chunks: AsyncIterator[bytes], patterns: tuple[str, ...]) -> Asy
         await asyncio.gather(feeding, return_exceptions=True)
 
 
+def one(path: str, text: str) -> bytes:
+    """A tar of one small file that everybody may read."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        entry = tarfile.TarInfo(path)
+        entry.size, entry.mode = len(text.encode()), 0o644
+        archive.addfile(entry, io.BytesIO(text.encode()))
+    return buffer.getvalue()
+
+
 class _Pipe(io.RawIOBase):
     """Chunks given on one side, read as a file on the other."""
 

@@ -16,5 +16,6 @@ PLUGIN = DriverPlugin(
     diagnose=diagnose,
     tasks=ProcessDriver,
     stack="local",
+    networks=True,
     here=dict,
 )

@@ -15,15 +15,16 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
 from usina.core.capacity import Finding, Inventory
-from usina.core.machine import Absent, Unreachable
+from usina.core.machine import Absent, Card, Unreachable
 from usina.core.task import Network, Sight, TaskPlan, Usage
 from usina.drivers.process.client import Client
-from usina.drivers.process.devices import visible
+from usina.drivers.process.devices import Visible, visible
 from usina.drivers.process.inventory import build_inventory
 from usina.drivers.process.options import Options, read
-from usina.drivers.process.sights import order, usage
+from usina.drivers.process.sights import card_order, order, usage
 from usina.drivers.process.terminal import ProcessTerminal
 from usina.drivers.process.warden import seccomp
+from usina.hardware import veth
 from usina.hardware.health import Readings, poll
 from usina.ports.driver import DriverError, HostSettings, HostUnreachable
 from usina.ports.tasks import LogPiece, Progress, Terminal
@@ -40,6 +41,8 @@ class ProcessDriver:
         self.group = f"usina-{settings.factory}-{folder[:12]}".lower()  # of our groups
         self._client = Client(self._options.folder, self._settings())
         self._client.changed = self._tell
+        self._cards = veth.Cards(self._options.folder / "cards", settings.factory, settings.beside)
+        self._starting: dict[str, asyncio.Lock] = {}
         self._watchers: set[asyncio.Queue[str]] = set()
         self._closed = False
         self._survey: Mapping[str, Sight] | None = None
@@ -112,7 +115,27 @@ class ProcessDriver:
         seen = visible(plan.devices)
         if plan.files:
             await progress(0.0, "putting files in place")
-        await self._client.call("start", plan=order(plan, seen))
+        if plan.card is None:
+            await self._client.call("start", plan=order(plan, seen))
+            return
+        async with self._starting.setdefault(plan.handle, asyncio.Lock()):
+            try:
+                await self._start_plugged(plan, plan.card, seen)
+            finally:
+                self._starting.pop(plan.handle, None)
+
+    async def _start_plugged(self, plan: TaskPlan, card: Card, seen: Visible) -> None:
+        await self._client.ensure()
+        if plan.handle in self._client.sights:
+            return
+        far = await self._cards.make(plan.handle, card)
+        try:
+            await self._client.call("start", plan={**order(plan, seen), "card": card_order(card, far)})
+        except HostUnreachable:
+            raise
+        except DriverError:
+            await self._cards.drop(plan.handle)
+            raise
 
     def _refuse(self, plan: TaskPlan) -> None:
         """What can never be run here."""
@@ -130,6 +153,8 @@ class ProcessDriver:
             raise DriverError("a name in its environment is empty or holds =", lasting=True)
         if plan.network is Network.HOST and not self._options.host_network:
             raise DriverError("this host's own network is not for tasks (option host_network)", lasting=True)
+        if plan.network is Network.PROJECT and (plan.card is None or not veth.possible()):
+            raise DriverError("a project's network needs root, ip and nsenter on this host", lasting=True)
         if plan.network is Network.OUTBOUND and not network_program():
             raise DriverError("this host has neither pasta nor slirp4netns for outbound networks", lasting=True)
 
@@ -138,6 +163,11 @@ class ProcessDriver:
 
     async def remove(self, handle: str) -> None:
         await self._client.call("remove", handle=_plain(handle))
+        await self._cards.drop(handle)
+
+    async def leftovers(self) -> Sequence[str]:
+        await self._client.ensure()
+        return [handle for handle in self._cards.handles() if handle not in self._client.sights]
 
     # --- what it says and makes
 

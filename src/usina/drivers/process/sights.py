@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from usina.core.machine import Absent
+from usina.core.machine import Absent, Card
 from usina.core.task import End, Ended, Queued, Running, Sight, TaskPlan, Usage, secret_values
 from usina.drivers.process.devices import Visible
+from usina.hardware import veth
 
 
 def sight(told: Mapping[str, Any] | None) -> Sight:
@@ -37,6 +38,19 @@ def _ended(told: Mapping[str, Any]) -> Ended:
 def usage(numbers: list[float] | None) -> Usage | None:
     """[processor seconds, memory now, most memory, when]"""
     return None if numbers is None else Usage(numbers[0], int(numbers[1]), int(numbers[2]), at=numbers[3])
+
+
+def card_order(card: Card, device: str) -> dict[str, str]:
+    """A run's network card, as the warden takes it: the device to give it, and what it finds about it."""
+    return {
+        "device": device,
+        "name": veth.NAME,
+        "inside": veth.inside(card),
+        "address": card.interface.address,
+        "hostname": veth.hostname(card),
+        "resolv.conf": veth.resolver(card),
+        "hosts": veth.hosts(card),
+    }
 
 
 def order(plan: TaskPlan, seen: Visible) -> dict[str, Any]:

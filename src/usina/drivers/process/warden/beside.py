@@ -54,6 +54,7 @@ class Inside:
     environment: Mapping[str, str]
     workdir: str
     filter: bytes
+    address: str = ""  # of its network card
 
 
 def join(inside: Inside, kinds: Sequence[str]) -> int:
@@ -103,7 +104,7 @@ def stream(client: socket.socket, inside: Inside, port: int, reply: Callable[[st
     """Connect inside the run and carry bytes both ways. `reply` makes the first line to the client of an error."""
     try:
         join(inside, ("net",))
-        far = _connected(port)
+        far = _connected(port, inside.address)
     except OSError as error:
         client.sendall(reply(f"nothing answers on its port {port}: {os.strerror(error.errno or errno.ETIMEDOUT)}"))
         return 1
@@ -113,11 +114,12 @@ def stream(client: socket.socket, inside: Inside, port: int, reply: Callable[[st
     return 0
 
 
-def _connected(port: int) -> socket.socket:
-    try:
-        return socket.create_connection(("127.0.0.1", port), _PATIENCE)
-    except ConnectionRefusedError:
-        return socket.create_connection(("::1", port), _PATIENCE)
+def _connected(port: int, address: str) -> socket.socket:
+    """Wherever it listens: most do on all addresses, others on loopback or on their own one only."""
+    for host in filter(None, (address, "127.0.0.1")):
+        with suppress(ConnectionRefusedError):
+            return socket.create_connection((host, port), _PATIENCE)
+    return socket.create_connection(("::1", port), _PATIENCE)
 
 
 def _carry(one: socket.socket, other: socket.socket) -> None:

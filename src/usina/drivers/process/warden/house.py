@@ -25,7 +25,7 @@ from . import files, journal, kernel, network
 from .groups import Group, Layout, Limits, find
 from .loop import Loop, fork, run_program
 from .run import Run
-from .spawn import MOST_BYTES, MOST_VARIABLES, WORK, Sandbox, Started, environment, mounts, spawn, words
+from .spawn import CARD_FILES, MOST_BYTES, MOST_VARIABLES, WORK, Sandbox, Started, environment, mounts, spawn, words
 
 _OWN_PROCESSES: Final = 3  # bubblewrap outside, bubblewrap inside, and one that joins
 _FORBIDDEN: Final = ("/usr", "/bin", "/sbin", "/lib", "/proc", "/dev", "/sys", "/etc")
@@ -131,6 +131,8 @@ class House:
         for name in ("work", "tmp", "extra") if record["extra"] else ("work", "tmp"):
             _folder(f"{box}/{name}", 0o700, record["uid"])
         _folder_within(f"{box}/work", record["workdir"], record["uid"])
+        for name in CARD_FILES if record.get("card") else ():
+            _write(f"{box}/{name}", record["card"][name])
         journal.add(f"{folder}/journal", "record", record)
         group = Group(record["groups"], record["group_versions"])
         return Run(self.loop, folder, {**record, "filter": self.filter}, group, record["log_limit"])
@@ -208,10 +210,7 @@ class House:
                 started.pin(limits.cpus)
             if started.gate >= 0:
                 run.wait_for_network(started.gate)
-                program = self.settings["network_program"]
-                network.attach(
-                    self.loop, run.folder, started.pid, started.gate, program, record["uid"], run.network_made
-                )
+                self._give_network(run, started)
             started.release(words(mounts(self.sandbox, record), record["shown"]))
         except (OSError, files.Refused) as error:
             if started is not None:
@@ -221,6 +220,13 @@ class House:
         self.changed(run.handle)
         for answer in answers:
             answer(None)
+
+    def _give_network(self, run: Run, started: Started) -> None:
+        where = (self.loop, run.folder, started.pid, started.gate)
+        if run.record.get("card"):
+            network.put_in(*where, run.record["card"], run.network_made)
+        else:
+            network.attach(*where, self.settings["network_program"], run.record["uid"], run.network_made)
 
     def _fail(self, handle: str, error: Exception, answers: list[Answer]) -> None:
         """Leave nothing of a run that could not be begun, then say why."""
@@ -336,6 +342,12 @@ def _relative(path: str, workdir: str) -> str:
 def _limits(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Limits:
     pids = settings["pids"] + _OWN_PROCESSES
     return Limits(plan["memory"], plan["cores"], pids, tuple(plan["cpus"]), tuple(plan["nodes"]))
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(text)
+    os.chmod(path, 0o644)
 
 
 def _folder(path: str, mode: int, uid: int | None) -> None:

@@ -1,9 +1,13 @@
-"""Outbound networks of runs: a program in user space carries them, and routes keep them from where they must not go.
+"""Networks of runs, made before the command begins.
 
-A run has a network namespace of its own. slirp4netns or pasta (of passt) gives it an interface, and makes its
-connections as the host's own; nothing of the host is opened for it. Before the command begins, routes that lead nowhere
-are set for what must not be reached: link-local addresses (a cloud's metadata service) and the host's own addresses.
-The run has no privilege to change them. The host's loopback is not mapped into it at all.
+A card on a project's network is one end of a veth pair, made and plugged in elsewhere: it is put into the run's network
+namespace and set up there by `ip`. The run has no privilege to change it, and a packet filter at its other end.
+
+Outbound, a program in user space carries what a run sends, and routes keep it from where it must not go: slirp4netns or
+pasta (of passt) gives the run's network namespace an interface, and makes its connections as the host's own; nothing of
+the host is opened for it. Routes that lead nowhere are set for what must not be reached: link-local addresses (where
+clouds keep their metadata) and the own addresses of the host. The run has no privilege to change them. The loopback of
+the host is not mapped into it at all.
 
 The program is a process outside; its number is in the run's folder (`network`), and it ends with the run.
 """
@@ -18,7 +22,7 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from . import kernel
@@ -42,9 +46,42 @@ def resolver(text: str) -> str:
 def attach(
     loop: Loop, folder: str, bwrap: int, gate: int, program: str, user: int | None, done: Callable[[str], None]
 ) -> None:
-    """Give a starting run its network, then open its gate. `done` gets what went wrong, or ""."""
+    """Give a starting run its outbound network, then open its gate. `done` gets what went wrong, or ""."""
+
+    def make(namespace: int) -> None:
+        _start(program, namespace, user, folder)
+        _forbid(namespace, [ipaddress.ip_network(text) for text in FORBIDDEN] + own_addresses())
+
+    _in_child(loop, folder, bwrap, gate, make, done)
+
+
+def put_in(
+    loop: Loop, folder: str, bwrap: int, gate: int, card: Mapping[str, str], done: Callable[[str], None]
+) -> None:
+    """The same for a card on a project's network."""
+    _in_child(loop, folder, bwrap, gate, lambda namespace: _put_in(namespace, card), done)
+
+
+def _put_in(namespace: int, card: Mapping[str, str]) -> None:
+    place = f"/proc/self/fd/{namespace}"
+    _run(("ip", "link", "set", "dev", card["device"], "netns", place, "name", card["name"]), namespace)
+    _run(("nsenter", f"--net={place}", "ip", "-batch", "-"), namespace, card["inside"])
+
+
+def _run(command: Sequence[str], namespace: int, told: str = "") -> None:
+    done = subprocess.run(
+        command, input=told, capture_output=True, text=True, timeout=_PATIENCE, check=False, pass_fds=(namespace,),
+        cwd="/", env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"{command[0]}: {' '.join((done.stderr or done.stdout).split())[-300:]}")
+
+
+def _in_child(
+    loop: Loop, folder: str, bwrap: int, gate: int, make: Callable[[int], None], done: Callable[[str], None]
+) -> None:
     told, tells = os.pipe()
-    pid = fork(lambda: _attach(folder, bwrap, gate, program, user, tells), (gate, tells))
+    pid = fork(lambda: _attach(folder, bwrap, gate, make, tells), (gate, tells))
     os.close(tells)
 
     def over(code: int) -> None:
@@ -55,13 +92,10 @@ def attach(
     loop.when_over(pid, over)
 
 
-def _attach(folder: str, bwrap: int, gate: int, program: str, user: int | None, tells: int) -> int:
+def _attach(folder: str, bwrap: int, gate: int, make: Callable[[int], None], tells: int) -> int:
     """In a process of its own."""
     try:
-        forbidden = [ipaddress.ip_network(text) for text in FORBIDDEN] + own_addresses()
-        namespace = _namespace(folder, bwrap)
-        _start(program, namespace, user, folder)
-        _forbid(namespace, forbidden)
+        make(_namespace(folder, bwrap))
         os.write(gate, b"x")
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         os.write(tells, f"its network could not be made: {error}".encode())

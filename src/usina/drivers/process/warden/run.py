@@ -260,8 +260,9 @@ class Run:
             return None
         record = self.record
         return beside.Inside(
-            first[1], first[0], record["uid"], self.group, record["shown"], record["workdir"], record["filter"]
-        )
+            first[1], first[0], record["uid"], self.group, record["shown"], record["workdir"], record["filter"],
+            (record.get("card") or {}).get("address", ""),
+        )  # fmt: skip
 
     # --- its end, when it comes
 

@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 WORK: Final = "/work"
-HOSTNAME: Final = "task"  # of every run, so that one /etc/hosts serves all
+HOSTNAME: Final = "task"  # of every run without a card, so that one /etc/hosts serves them all
+CARD_FILES: Final = ("resolv.conf", "hosts")  # of those that have one
+GATED: Final = ("outbound", "project")  # networks that are made before the command begins
 INNER_UID: Final = 1000
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MERGED: Final = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
@@ -48,6 +50,7 @@ def mounts(sandbox: Sandbox, record: Mapping[str, Any]) -> list[str]:
     return [
         *("--dir", "/usr", *_system_links()),
         *("--ro-bind", f"{sandbox.place}/etc", "/etc"),
+        *(word for name in CARD_FILES if record.get("card") for word in ("--ro-bind", f"{box}/{name}", f"/etc/{name}")),
         *("--proc", "/proc", "--dev", "/dev", "--size", str(memory), "--tmpfs", "/dev/shm"),  # noqa: S108
         *("--dir", "/run", "--dir", "/var", "--symlink", "/tmp", "/var/tmp", "--bind", f"{box}/tmp", "/tmp"),  # noqa: S108
         *("--bind", f"{box}/work", WORK),
@@ -82,12 +85,13 @@ def environment(record: Mapping[str, Any]) -> dict[str, str]:
 def command_line(sandbox: Sandbox, record: Mapping[str, Any]) -> list[str]:
     """What confines the run, and its command."""
     network = [] if record["network"] == "host" else ["--unshare-net"]
+    hostname = record["card"]["hostname"] if record.get("card") else HOSTNAME
     return [
         *(sandbox.bwrap, "--args", "3", "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts"),
         *("--unshare-cgroup-try", *network, "--uid", str(INNER_UID), "--gid", str(INNER_UID)),
-        *("--hostname", HOSTNAME, "--new-session", "--json-status-fd", "4"),
+        *("--hostname", hostname, "--new-session", "--json-status-fd", "4"),
         *(("--seccomp", "5") if sandbox.filter else ()),
-        *(("--block-fd", "6") if record["network"] == "outbound" else ()),
+        *(("--block-fd", "6") if record["network"] in GATED else ()),
         *("--", *record["command"]),
     ]
 
@@ -104,7 +108,7 @@ class Started:
     def __init__(self, pid: int, says: tuple[int, int], pipe: int, gate: int) -> None:
         self.pid = pid
         self.says = says  # our ends of its output and its errors
-        self.gate = gate  # held by an outbound run until its network is there; -1: none
+        self.gate = gate  # held by a run until its network is there; -1: none
         self._pipe = pipe
 
     def pin(self, cpus: Sequence[int]) -> None:
@@ -143,7 +147,7 @@ def _spawn(sandbox: Sandbox, record: Mapping[str, Any], folder: str, opened: lis
 
     pipe, held = os.pipe()
     use(pipe)
-    gate, gate_held = os.pipe() if record["network"] == "outbound" else (-1, -1)
+    gate, gate_held = os.pipe() if record["network"] in GATED else (-1, -1)
     null = use(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
     ours, its = zip(*(_pipe(record["uid"]) for _ in range(2)), strict=True)
     opened.extend(its)
