@@ -22,7 +22,7 @@ class Addresses:
         # Control planes begin their search at different places, so that they seldom guess the same.
         self._seed = secrets.token_hex(4)
 
-    async def pick(self, network: str, cidr: str) -> str:
+    async def pick(self, network: str, cidr: str, field: str = "interfaces") -> str:
         """An address that is probably free. Raises `Conflict` when the network is full."""
         for fresh in (False, True):
             await self._read(network, cidr, fresh)
@@ -31,7 +31,11 @@ class Addresses:
                 if address not in taken:
                     taken.add(address)
                     return address
-        raise Conflict("the network has no free address", field="interfaces", code="network-full")
+        raise Conflict(
+            "the network has no free address; machines, and tasks that are over, keep theirs until they are deleted",
+            field=field,
+            code="network-full",
+        )
 
     async def _read(self, network: str, cidr: str, fresh: bool) -> None:
         async with self._reading:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from usina.app.context import Context
-from usina.app.machine_parts import CardOrder, attach, card_for, check_possible, image_for
+from usina.app.machine_parts import CardFields, CardOrder, attach, card_for, check_possible, image_for
 from usina.core.capacity import Numa
 from usina.core.errors import Conflict, Invalid, NotFound, Stale
 from usina.core.grant import Grant
@@ -230,7 +230,8 @@ async def attach_interface(
         owner = await context.project(machine.project)
         cards = machine.spec.interfaces
         check_range(len(cards) + 1, 1, 8, "interfaces")
-        fresh = await card_for(context, work, owner, grant, machine.id, machine.spec.hostname, len(cards), card)
+        at = CardFields.of_machine(len(cards))
+        fresh = await card_for(context, work, owner, grant, machine.id, machine.spec.hostname, card, at)
         return replace(machine.spec, interfaces=(*cards, fresh)), f"asked for an interface with {fresh.address}"
 
     return await change(context, ref, project, if_match=if_match, edit=edit)

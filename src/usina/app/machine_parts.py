@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 
 from usina.app.context import Context
 from usina.app.near import Near
@@ -30,11 +31,27 @@ class CardOrder:
     address: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class CardFields:
+    """What the fields of an order for a card are called, so that refusals name them."""
+
+    prefix: str = ""
+    all: str = "network"
+    name: str = "name"
+
+    @classmethod
+    def of_machine(cls, number: int) -> CardFields:
+        return cls(f"interfaces[{number}].", "interfaces", "hostname")
+
+
+TASK_CARD = CardFields()
+
+
 class AddressTaken(Conflict):
     code = "address-taken"
 
-    def __init__(self, network: str, address: str, asked: bool) -> None:
-        super().__init__(f"address {address} is taken", field="interfaces")
+    def __init__(self, network: str, address: str, asked: bool, field: str = "interfaces") -> None:
+        super().__init__(f"address {address} is taken", field=field)
         self.network, self.asked = network, asked
 
 
@@ -53,42 +70,35 @@ async def card_for(
     work: Work,
     project: Project,
     grant: Grant,
-    machine: str,
+    owner: str,
     hostname: str,
-    number: int,
     card: CardOrder,
+    at: CardFields = TASK_CARD,
 ) -> Interface:
-    where = f"interfaces[{number}]"
-    network = await context.house.near.of(project, Kind.NETWORK, card.network, f"{where}.network")
+    """An interface of a machine or task `owner`, with its address, name and groups reserved for it."""
+    network = await context.house.near.of(project, Kind.NETWORK, card.network, f"{at.prefix}network")
     cidr = network.spec.cidr
     if card.address is None:
-        address = await context.house.addresses.pick(network.id, cidr)
+        address = await context.house.addresses.pick(network.id, cidr, at.all)
     else:
-        address = _own_address(cidr, card.address, f"{where}.address")
+        address = _own_address(cidr, card.address, f"{at.prefix}address")
     groups = []
     for position, ref in enumerate(card.security_groups):
-        group = await context.house.near.of(project, Kind.SECURITY_GROUP, ref, f"{where}.security_groups[{position}]")
-        groups.append(group.id)
+        where = f"{at.prefix}security_groups[{position}]"
+        groups.append((await context.house.near.of(project, Kind.SECURITY_GROUP, ref, where)).id)
     mac = net.mac_of(address)
     asked = card.address is not None
-    work.reserve(
-        f"use:{network.id}", address, machine, grant, lambda: AddressTaken(network.id, address, asked), network.id
-    )
-    work.reserve(f"dns:{network.id}", hostname, machine, grant, lambda: _hostname_taken(hostname))
+    taken = partial(AddressTaken, network.id, address, asked, at.all)
+    work.reserve(f"use:{network.id}", address, owner, grant, taken, network.id)
+    work.reserve(f"dns:{network.id}", hostname, owner, grant, partial(_hostname_taken, hostname, at.name))
     for group_id in dict.fromkeys(groups):
-        work.reserve(
-            f"use:{group_id}",
-            f"{machine}/{mac}",
-            machine,
-            grant,
-            missing("security group", f"{where}.security_groups"),
-            alive=group_id,
-        )
+        gone = missing("security group", f"{at.prefix}security_groups")
+        work.reserve(f"use:{group_id}", f"{owner}/{mac}", owner, grant, gone, alive=group_id)
     return Interface(network.id, mac, address, tuple(dict.fromkeys(groups)))
 
 
-def _hostname_taken(hostname: str) -> Conflict:
-    return Conflict(f"hostname: {hostname!r} is in use on this network", field="hostname", code="name-taken")
+def _hostname_taken(hostname: str, field: str) -> Conflict:
+    return Conflict(f"{field}: {hostname!r} is in use on this network", field=field, code="name-taken")
 
 
 def _own_address(cidr: str, address: str, field: str) -> str:

@@ -6,7 +6,15 @@ from dataclasses import dataclass, field, replace
 
 from usina.app.context import Context
 from usina.app.machine_changes import expect
-from usina.app.machine_parts import AddressTaken, CardOrder, card_for, check_possible, image_for, volumes_for
+from usina.app.machine_parts import (
+    AddressTaken,
+    CardFields,
+    CardOrder,
+    card_for,
+    check_possible,
+    image_for,
+    volumes_for,
+)
 from usina.app.neighbours import Neighbours, check_neighbours, find_neighbours, join
 from usina.core.capacity import DeviceKind, DeviceRequest, Numa
 from usina.core.cloudinit import USER_DATA_LIMIT
@@ -169,7 +177,8 @@ async def _ordered(
     image = await image_for(context, project, order.image)
     hostname = order.hostname or order.name
     cards = [
-        await card_for(context, work, project, grant, id, hostname, n, card) for n, card in enumerate(order.interfaces)
+        await card_for(context, work, project, grant, id, hostname, card, CardFields.of_machine(number))
+        for number, card in enumerate(order.interfaces)
     ]
     volumes, home = await volumes_for(context, work, project, grant, id, order.volumes)
     spec = MachineSpec(

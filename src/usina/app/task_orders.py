@@ -12,7 +12,7 @@ from usina.app.machines import LARGEST_PRIORITY, check_device
 from usina.core.capacity import DeviceRequest
 from usina.core.errors import Invalid
 from usina.core.machine import Restart
-from usina.core.names import check_labels, check_name, check_range
+from usina.core.names import check_labels, check_name, check_range, check_ref
 from usina.core.task import Dependency, File, Health, Network
 from usina.core.units import KiB, MiB, TiB
 from usina.ports.driver import DriverPlugin
@@ -22,6 +22,7 @@ LARGEST_GANG = 256
 LONGEST = 366 * 86_400.0
 ENVIRONMENT = 256 * KiB  # bytes of names and values together
 ARGUMENTS = 128 * KiB
+_NETWORKS = (Network.NONE.value, Network.OUTBOUND.value, Network.HOST.value)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
 _DIALECT = re.compile(r"[a-z][a-z_-]{0,31}\Z")
 
@@ -42,7 +43,8 @@ class TaskOrder:
     workdir: str = ""
     outputs: tuple[str, ...] = ()
     ports: tuple[int, ...] = ()
-    network: Network = Network.NONE
+    network: str = Network.NONE.value  # or the name or id of a network of the project
+    security_groups: tuple[str, ...] | None = None  # on that; None: the project's default
     cores: float = 1.0
     memory: int = 1 << 30
     disk: int = 0
@@ -76,6 +78,7 @@ def check_order(order: TaskOrder, plugins: Mapping[str, DriverPlugin]) -> Driver
     _check_sizes(order)
     _check_files(order)
     check_labels(order.labels)
+    _check_network(order, plugins[order.on])
     for number, device in enumerate(order.devices):
         check_device(device, f"devices[{number}]")
     if order.indices and order.replicas > 1:
@@ -85,6 +88,22 @@ def check_order(order: TaskOrder, plugins: Mapping[str, DriverPlugin]) -> Driver
     if order.health is not None:
         _check_health(order.health)
     return plugins[order.on]
+
+
+def network_of(order: TaskOrder) -> Network:
+    """The kind of network that it asks for."""
+    return Network(order.network) if order.network in _NETWORKS else Network.PROJECT
+
+
+def _check_network(order: TaskOrder, plugin: DriverPlugin) -> None:
+    if network_of(order) is not Network.PROJECT:
+        if order.security_groups is not None:
+            raise Invalid("security_groups: only on a network of the project", field="security_groups")
+        return
+    check_ref(order.network, "network")
+    check_range(len(order.security_groups or ()), 0, 16, "security_groups")
+    if not plugin.networks:
+        raise Invalid(f"network: on {order.on} it is one of {', '.join(_NETWORKS)}", field="network")
 
 
 def _check_words(order: TaskOrder) -> None:

@@ -10,14 +10,15 @@ from pathlib import PurePosixPath
 
 from usina.app.context import Context
 from usina.app.machine_changes import expect
-from usina.app.machine_parts import check_needs
-from usina.app.task_orders import TaskOrder, check_order
+from usina.app.machine_parts import AddressTaken, check_needs
+from usina.app.task_networks import connected
+from usina.app.task_orders import TaskOrder, check_order, network_of
 from usina.core.errors import Conflict, Forbidden, NotFound
 from usina.core.grant import Grant
 from usina.core.names import check_range
 from usina.core.quota import amounts_placed, excess
 from usina.core.resource import Kind, Resource
-from usina.core.task import Dependency, Fulfils, TaskSpec, TaskStatus
+from usina.core.task import Dependency, Fulfils, Network, TaskSpec, TaskStatus
 from usina.core.task_decide import OVER, Task, needs_of
 from usina.core.tenancy import Action, Project, Scope
 from usina.ports.driver import DriverPlugin
@@ -38,24 +39,32 @@ async def create(context: Context, order: TaskOrder) -> Task:
     earlier = await context.repeated(order)
     if earlier is not None:
         return earlier[0]
-    work = context.work()
-    task = await _ordered(context, work, project, order, plugin, grant)
-    await _check_possible(context, task, native)
-    parts = [] if native else _parts(context, task)
-    context.order(work, task, grant)
-    for part in parts:
-        work.name(part, grant)
-        work.order(part, grant, due=None)  # its whole says when
-    context.remember(work, [task], order, grant)
-    amounts = context.charge(work, [task, *parts], grant)
-    try:
-        await context.commit(work, amounts)
-    except Conflict:
-        earlier = await context.repeated(order)
-        if earlier is None:
-            raise
-        return earlier[0]
-    return task
+    for attempt in range(8):
+        work = context.work()
+        task = await _ordered(context, work, project, order, plugin, grant)
+        await _check_possible(context, task, native)
+        parts = [] if native else _parts(context, task)
+        if network_of(order) is Network.PROJECT:
+            task, parts = await connected(context, work, project, grant, order, task, parts)
+        context.order(work, task, grant)
+        for part in parts:
+            work.name(part, grant)
+            work.order(part, grant, due=None)  # its whole says when
+        context.remember(work, [task], order, grant)
+        amounts = context.charge(work, [task, *parts], grant)
+        try:
+            await context.commit(work, amounts)
+            return task
+        except AddressTaken as error:  # another control plane was quicker; look again
+            await context.house.addresses.learn(error.network)
+            if attempt == 7:
+                raise
+        except Conflict:
+            earlier = await context.repeated(order)
+            if earlier is None:
+                raise
+            return earlier[0]
+    raise AssertionError("unreachable")
 
 
 def _stacks(context: Context) -> dict[str, DriverPlugin]:
@@ -98,7 +107,7 @@ async def _ordered(
         workdir=order.workdir,
         outputs=order.outputs,
         ports=order.ports,
-        network=order.network,
+        network=network_of(order),
         cores=order.cores,
         memory=order.memory,
         disk=order.disk,

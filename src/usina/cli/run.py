@@ -62,7 +62,12 @@ def run(
         Many, typer.Option("--keep", "-k", help="Pattern of files to keep when it has ended; repeat it.")
     ] = None,
     port: Annotated[list[int] | None, typer.Option(help="Port that it listens on; repeat it.")] = None,
-    network: Annotated[str, typer.Option(help="What it reaches: none, outbound or host.")] = "none",
+    network: Annotated[
+        str, typer.Option(help="What it reaches: none, outbound, host, or a network of the project by name.")
+    ] = "none",
+    security_group: Annotated[
+        Many, typer.Option(help="On a network of the project; else its default one; repeat it.", metavar="NAME")
+    ] = None,
     restart: Annotated[str, typer.Option(help="never, on-failure or always.")] = "never",
     retries: Annotated[int, typer.Option(help="Restarts after failures at most.", min=0)] = 3,
     after: Annotated[Many, typer.Option(help="TASK, or TASK:end; begins afterwards; repeat it.")] = None,
@@ -86,6 +91,7 @@ def run(
       usina run --gpus 1 --mem 16GiB --time 2h -- python train.py
       usina run --gpus h100:2 --on slurm --partition main -- python train.py
       usina run --array 0-99%10 -- sh -c 'python part.py $USINA_INDEX'
+      usina run --replicas 4 --network train --security-group mesh -- python train.py
       usina run --on container --image docker.io/library/python:3.12 -- python -V
       usina run --detach --keep 'results/*' -- make all
     """
@@ -108,6 +114,7 @@ def run(
         "outputs": list(output or ()),
         "ports": list(port or ()),
         "network": network,
+        "security_groups": security_group or None,
         "restart": restart,
         "retries": retries,
         "after": task_words.after(after or ()),

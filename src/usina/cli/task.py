@@ -81,6 +81,13 @@ def _when(seconds: float | None) -> str:
     return "" if not seconds else f"{datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M:%S}"
 
 
+def _network(spec: dict[str, Any]) -> str:
+    card = spec["interface"]
+    if card is None:
+        return str(spec["network"]) if spec["network"] != "none" else ""
+    return f"{card['address']}  {card['network']}".strip()
+
+
 def _rows(task: Resource) -> list[tuple[str, Cell]]:
     spec, status = task.spec, task.status
     many = f"array of {len(spec['indices'])}" if spec["indices"] else ""
@@ -95,6 +102,7 @@ def _rows(task: Resource) -> list[tuple[str, Cell]]:
         ("asks for", _sizes(task)),
         ("parts", many),
         ("time limit", f"{spec['time_limit']:g} s" if spec["time_limit"] else ""),
+        ("network", _network(spec)),
         ("job", status.get("job", "")),
         ("nodes", ", ".join(status.get("nodes", ()))),
         ("expected", _when(status.get("estimate"))),
@@ -365,7 +373,9 @@ def shell(
     idle: Annotated[str, typer.Option(help="Ended when nobody was there for so long.", metavar="TIME")] = "30m",
     image: Annotated[str, typer.Option(help="Container image.", metavar="IMAGE")] = "",
     partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
-    network: Annotated[str, typer.Option(help="What it reaches: none, outbound or host.")] = "none",
+    network: Annotated[
+        str, typer.Option(help="What it reaches: none, outbound, host, or a network of the project by name.")
+    ] = "none",
     package_dir: Annotated[Path | None, typer.Option("--package", help="Folder to take along.", metavar="DIR")] = None,
     keep: Annotated[bool, typer.Option("--stay", help="Leave it running when you leave.")] = False,
     project: Project = None,

@@ -7,8 +7,10 @@ from typing import Any
 from usina.core import goods
 from usina.core.grant import Lease
 from usina.core.lifecycle import Apply, Decision, Remove, Step
-from usina.core.machine import MachineSpec, VolumePlan
+from usina.core.machine import Interface, VolumePlan
 from usina.core.resource import AnyResource, Kind
+from usina.core.task import handle_of
+from usina.core.task_decide import OVER
 from usina.core.units import Instant
 from usina.engine.fleet import Fleet
 from usina.engine.hand import Held, Report
@@ -79,18 +81,25 @@ class NetworkHand(GoodsHand):
 
 
 class SecurityGroupHand(GoodsHand):
-    """A changed group is applied to every interface that uses it."""
+    """A changed group is applied to every interface that uses it, of machines and tasks."""
 
     async def apply(self, group: goods.SecurityGroup, held: Held, report: Report) -> None:
         self._plans.forget(group.id)
         users = set((await self._store.resources.users_of(group.id)).values())
-        for machine in (await self._store.resources.get_many(users)).values():
-            if machine.kind is Kind.MACHINE and machine.provider and not machine.deleting:
-                await self._apply_to(machine, group.id)
+        for user in (await self._store.resources.get_many(users)).values():
+            if user.provider and not user.deleting and not (user.kind is Kind.TASK and user.phase in OVER):
+                await self._apply_to(user, group.id)
 
-    async def _apply_to(self, machine: AnyResource, group: str) -> None:
-        spec: MachineSpec = machine.spec
-        driver = await self._fleet.driver(machine.provider or "")
-        for card in spec.interfaces:
+    async def _apply_to(self, user: AnyResource, group: str) -> None:
+        driver = await self._fleet.driver(user.provider or "")
+        handle, cards = _plugged(user)
+        for card in cards:
             if group in card.security_groups:
-                await driver.set_rules(machine.id, card.mac, await self._plans.rules(card.security_groups))
+                await driver.set_rules(handle, card.mac, await self._plans.rules(card.security_groups))
+
+
+def _plugged(user: AnyResource) -> tuple[str, tuple[Interface, ...]]:
+    """The handle and the interfaces of a machine, or of a task's run."""
+    if user.kind is Kind.TASK:
+        return handle_of(user.id, user.status.run), (user.spec.interface,) if user.spec.interface else ()
+    return user.id, user.spec.interfaces

@@ -91,12 +91,12 @@ class Placer:
         return await done
 
     async def claim_together(
-        self, whole: AnyResource, parts: Sequence[AnyResource], needs: Needs, lease: Lease
+        self, whole: AnyResource, parts: Sequence[AnyResource], needs: Needs, presences: Sequence[str], lease: Lease
     ) -> Refusal | None:
         """Capacity for every one of `parts`, recorded in one commit under the lease of their whole; or why there is
         not enough, and then none has any."""
         done: asyncio.Future[Placed | Refusal] = asyncio.get_running_loop().create_future()
-        request = _Request(whole, needs, None, (), lease, done, amounts_placed(whole.spec), tuple(parts))
+        request = _Request(whole, needs, None, tuple(presences), lease, done, amounts_placed(whole.spec), tuple(parts))
         self._queue.put_nowait(request)
         answer = await done
         return answer if isinstance(answer, Refusal) else None
@@ -230,6 +230,8 @@ class Placer:
         for part, claim in zip(request.gang, found, strict=True):
             batch.added[claim.provider] = _sum(batch.added.get(claim.provider, Claim(claim.provider)), claim, 1)
             batch.work.claim(claim, part.id, request.lease)
+            for presence in request.presences:
+                batch.work.note_presence(claim.provider, presence, request.lease)
             batch.work.place_part(replace(part, provider=claim.provider), request.lease, now)
             name = self._fleet.name(self._fleet.rows[claim.provider])
             batch.work.emit(_placed_event(part, claim, name, now))

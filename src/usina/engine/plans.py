@@ -52,7 +52,7 @@ class Plans:
             meta_data=cloudinit.meta_data(instance, spec.hostname, spec.ssh_keys),
             user_data=spec.user_data or cloudinit.EMPTY_USER_DATA,
             network_config=cloudinit.network_config(spec.interfaces),
-            interfaces=tuple([await self._interface(i) for i in spec.interfaces]),
+            interfaces=tuple([await self.interface(i) for i in spec.interfaces]),
             networks=tuple(networks),
             volumes=spec.volumes,
             cpus=claim.cpus[: spec.cores],  # those to use; the rest only make up whole physical cores
@@ -79,7 +79,7 @@ class Plans:
             rules += [rule for rule in spec.rules if rule not in rules]
         return tuple(rules)
 
-    async def _interface(self, card: Interface) -> InterfacePlan:
+    async def interface(self, card: Interface) -> InterfacePlan:
         return InterfacePlan(card.mac, card.address, card.network, await self.rules(card.security_groups))
 
     async def _image(self, id: str) -> ImageFiles:

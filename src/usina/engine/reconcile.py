@@ -268,7 +268,8 @@ class Reconciler:
         fault("before:PlaceTogether")
         begun = [replace(parts[id], status=task_decide.begun(parts[id])) for id in step.parts]
         gang = task_decide.gang_of(job.resource, self._now())
-        answer = await self._placer.claim_together(job.resource, begun, gang.needs, job.lease)
+        presences = self._hands[job.resource.kind].presences(job.resource)
+        answer = await self._placer.claim_together(job.resource, begun, gang.needs, presences, job.lease)
         fault("after:PlaceTogether")
         if isinstance(answer, Refusal):
             await self._refused(job, answer)

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 from usina.core.capacity import Claim, DeviceKind
 from usina.core.errors import NotFound, UsinaError
+from usina.core.machine import Card
 from usina.core.task import FilePlan, GivenDevice, TaskPlan, TaskSpec, handle_of
 from usina.core.task_decide import Task
+from usina.engine.plans import Plans
 from usina.ports.blobs import Blobs
 from usina.ports.driver import DriverError, DriverPlugin
 from usina.ports.vault import Vault
@@ -15,7 +17,10 @@ from usina.store.store import Store
 
 
 class TaskPlans:
-    def __init__(self, store: Store, blobs: Blobs, vault: Vault, plugins: Mapping[str, DriverPlugin]) -> None:
+    def __init__(
+        self, store: Store, blobs: Blobs, vault: Vault, plugins: Mapping[str, DriverPlugin], networks: Plans
+    ) -> None:
+        self._networks = networks
         self._store, self._blobs, self._vault, self._plugins = store, blobs, vault, plugins
 
     async def of(self, task: Task, claim: Claim | None) -> TaskPlan:
@@ -41,6 +46,7 @@ class TaskPlans:
             workdir=spec.workdir,
             ports=spec.ports,
             network=spec.network,
+            card=await self._card(task),
             cores=spec.cores,
             memory=spec.memory,
             disk=spec.disk,
@@ -56,6 +62,13 @@ class TaskPlans:
             identity=await self._identity(task, claim),
             dialect=spec.dialect,
         )
+
+    async def _card(self, task: Task) -> Card | None:
+        interface = task.spec.interface
+        if interface is None:
+            return None
+        network = await self._networks.network(interface.network, (interface, task.name))
+        return Card(await self._networks.interface(interface), network)
 
     @staticmethod
     def _sealed_for(task: Task) -> str:
@@ -79,6 +92,8 @@ def _given(task: Task) -> dict[str, str]:
     found = {"USINA_TASK": task.id, "USINA_RUN": str(task.status.run)}
     if task.spec.parent:
         found["USINA_INDEX"] = found["USINA_RANK"] = str(task.spec.index)
+    if task.spec.interface is not None:
+        found["USINA_ADDRESS"] = task.spec.interface.address
     return found
 
 

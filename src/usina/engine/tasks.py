@@ -124,7 +124,7 @@ class TaskHand:
         return task_decide.decide(task, held.claim, view, now)
 
     def presences(self, task: Task) -> tuple[str, ...]:
-        return ()
+        return (task.spec.interface.network,) if task.spec.interface is not None else ()
 
     def placing(self, task: Task) -> TaskStatus:
         return task_decide.begun(task)

@@ -63,7 +63,7 @@ class Factory:
         self.fleet = Fleet(store, plugins, clock, settings.data_dir, factory_id(master))
         plans = Plans(store)
         blobs, vault = BlobFolder(settings.data_dir / "blobs"), MasterVault(master)
-        task_plans = TaskPlans(store, blobs, vault, plugins)
+        task_plans = TaskPlans(store, blobs, vault, plugins, plans)
         hands: dict[Kind, Hand] = {
             Kind.MACHINE: MachineHand(self.fleet, plans),
             Kind.VOLUME: VolumeHand(store, self.fleet, plans),

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from usina.core.capacity import DeviceKind, Numa
 from usina.core.goods import Visibility
 from usina.core.machine import Firmware, Restart
-from usina.core.task import Fulfils, Network
+from usina.core.task import Fulfils
 
 NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 REF = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
@@ -355,7 +355,10 @@ class TaskIn(Body):
         default=[], max_length=32, description="Patterns in the working directory, kept when it has ended."
     )
     ports: list[Annotated[int, Field(ge=1, le=65535)]] = Field(default=[], max_length=64)
-    network: Annotated[Network, Field(strict=False)] = Network.NONE
+    network: Ref = Field("none", description="none, outbound, host, or a network of the project.")
+    security_groups: Annotated[list[Ref], Field(max_length=16)] | None = Field(
+        None, description="On a network of the project; absent: the project's default."
+    )
     cores: float = Field(1.0, gt=0, le=1024)
     memory: Size = Field(1 << 30, description="Bytes.")
     disk: Size = Field(0, description="Bytes.")

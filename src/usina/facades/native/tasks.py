@@ -43,13 +43,15 @@ async def create(context: Caller, body: TaskIn) -> Response:
 
 
 def _order(body: TaskIn) -> TaskOrder:
-    plain = body.model_dump(exclude={"files", "devices", "health", "after", "command", "ports", "indices", "outputs"})
+    apart = {"files", "devices", "health", "after", "command", "ports", "indices", "outputs", "security_groups"}
+    plain = body.model_dump(exclude=apart)
     return TaskOrder(
         **plain,
         command=tuple(body.command),
         ports=tuple(body.ports),
         indices=tuple(body.indices),
         outputs=tuple(body.outputs),
+        security_groups=None if body.security_groups is None else tuple(body.security_groups),
         files=tuple(File(f.digest, f.path, f.unpack, f.mode) for f in body.files),
         devices=tuple(_device(device) for device in body.devices),
         health=_health(body.health) if body.health is not None else None,
