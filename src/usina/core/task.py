@@ -248,6 +248,7 @@ class TaskPlan:
     workdir: str = ""
     ports: tuple[int, ...] = ()
     network: Network = Network.NONE
+    card: Card | None = None  # where the network is one of its project
     cores: float = 1.0
     memory: int = 0
     disk: int = 0
@@ -259,24 +260,11 @@ class TaskPlan:
     requests: tuple[DeviceRequest, ...] = ()  # for stacks that choose devices themselves
     indices: tuple[int, ...] = ()  # for stacks that run arrays themselves
     at_once: int = 0
-    card: Card | None = None  # where the network is one of its project
     replicas: int = 1
     identity: str = ""  # the Unix name to be, on stacks that know people
     dialect: Mapping[str, str] = field(default_factory=dict)
 
 
-def handle_of(task: str, run: int) -> str:
-    """What a run is called on its stack."""
-    return f"{task}.{run}"
-
-
-def task_of(handle: str) -> str:
-    """The task that a run belongs to."""
-    return handle.partition(".")[0]
-
-
-def secret_values(plan: TaskPlan) -> tuple[str, ...]:
-    """What must not be shown, the longest first, so that a secret within a secret is hidden whole."""
 LAUNCH_PORT = "29500"
 """Where launchers of PyTorch and its like meet, unless they are told otherwise."""
 
@@ -294,5 +282,17 @@ def gang_environment(addresses: Sequence[str], rank: int) -> dict[str, str]:
     }
 
 
+def handle_of(task: str, run: int) -> str:
+    """What a run is called on its stack."""
+    return f"{task}.{run}"
+
+
+def task_of(handle: str) -> str:
+    """The task that a run belongs to."""
+    return handle.partition(".")[0]
+
+
+def secret_values(plan: TaskPlan) -> tuple[str, ...]:
+    """What must not be shown, the longest first, so that a secret within a secret is hidden whole."""
     values = {plan.environment[name] for name in plan.secret if plan.environment.get(name)}
     return tuple(sorted(values, key=len, reverse=True))

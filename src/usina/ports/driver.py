@@ -159,14 +159,6 @@ class Beside(Protocol):
         """As `Driver.dial`."""
         ...
 
-
-@dataclass(frozen=True, slots=True)
-class HostSettings:
-    """Where a host is. `options` were checked by the plugin's `check`."""
-
-    id: str
-    name: str
-    factory: str  # this factory's short id; marks what is ours on a shared host, for example in domain metadata
     async def plug(self, handle: str, device: str, card: Card) -> None:
         """As `Driver.plug`."""
         ...
@@ -175,6 +167,14 @@ class HostSettings:
         """As `Driver.unplug`."""
         ...
 
+
+@dataclass(frozen=True, slots=True)
+class HostSettings:
+    """Where a host is. `options` were checked by the plugin's `check`."""
+
+    id: str
+    name: str
+    factory: str  # this factory's short id; marks what is ours on a shared host, for example in domain metadata
     state_dir: Path  # a folder of this host's own on the control plane
     options: Mapping[str, Any] = field(default_factory=dict)
     beside: Beside | None = None  # for tasks; None while a host is only being probed
@@ -205,6 +205,7 @@ class DriverPlugin:
     stack: str = ""  # the word that tasks ask for it with: "local", "container", "slurm"
     queues: bool = False  # the stack has a queue of its own, and runs arrays and gangs as a whole
     people: bool = False  # tasks run as the member's own Unix identity there
+    networks: bool = False  # tasks can be on networks of their projects, where the host's machines' driver helps
     parts: Callable[[HostSettings], Awaitable[list[Part]]] | None = None  # providers behind one connection
     here: Callable[[], Mapping[str, Any]] | None = None  # options to try it with on this machine when a site is founded
     routes: frozenset[str] = frozenset()  # words of its dialect that choose a provider, by the trait ``word:value``
@@ -213,7 +214,6 @@ class DriverPlugin:
     def realm_of(self, options: Mapping[str, Any]) -> str:
         """The set of accounts that a member is looked up in."""
         return f"{self.name}:{self.realm(options)}" if self.realm is not None else self.name
-    networks: bool = False  # tasks can be on networks of their projects, where the host's machines' driver helps
 
 
 @dataclass(frozen=True, slots=True)
