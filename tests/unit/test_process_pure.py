@@ -7,6 +7,8 @@ import struct
 from pathlib import Path, PurePosixPath
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from usina.core.capacity import DeviceKind
 from usina.core.errors import Invalid
@@ -19,7 +21,8 @@ from usina.drivers.process.sights import order, sight
 from usina.drivers.process.warden import journal, network
 from usina.drivers.process.warden.files import matches
 from usina.drivers.process.warden.run import show_bytes, show_seconds
-from usina.drivers.process.warden.spawn import Sandbox, command_line, mounts, words
+from usina.drivers.process.warden.spawn import words
+from usina.drivers.process.warden.zygote import END, read_words
 from usina.hardware.nodes import memory_limit, parse_list, read_nodes
 from usina.ports.driver import DriverError, HostSettings
 
@@ -98,26 +101,22 @@ def test_sights() -> None:
     assert isinstance(seen, Ended) and seen.how is End.MEMORY and seen.usage is not None and seen.usage.peak == 9
 
 
-def test_what_confines_is_in_the_command_line_and_secrets_are_not() -> None:
-    sandbox = Sandbox("/usr/bin/bwrap", "/mnt", "/state/filter", ("/opt",), 1024)
-    record = {
-        "handle": "tsk-1.1",
-        "network": "none",
-        "command": ["run", "--unshare-nothing"],
-        "memory": 0,
-        "devices": ["/dev/nvidia0"],
-        "extra": ["/data"],
-        "workdir": "/work",
-    }
-    line = command_line(sandbox, record)
-    assert {"--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--seccomp", "--new-session"} <= set(
-        line
-    )
-    assert line[line.index("--") + 1 :] == ["run", "--unshare-nothing"]
-    assert "--unshare-net" not in command_line(sandbox, {**record, "network": "host"})
-    arguments = mounts(sandbox, record)
-    assert arguments[-3:] == ["--ro-bind", "/usr", "/usr"], "cut short, there is no program"
-    assert words(["--x"], {"KEY": "va lue"}) == b"--setenv\0KEY\0va lue\0--x\0"
+def test_what_a_sandbox_is_told() -> None:
+    told = words(["run", "--x=1"], {"KEY": "va lue", "E": ""})
+    assert told == b"2\x0024\0run\0--x=1\0KEY\0va lue\0E\0\0"
+    for length in range(len(told + END)):
+        assert read_words((told + END)[:length]) is None, "cut short, it is nothing"
+    assert read_words(told + END) == (["run", "--x=1"], {"KEY": "va lue", "E": ""})
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8")), min_size=1),
+    st.dictionaries(
+        st.text(st.characters(exclude_characters="\0=", codec="utf-8"), min_size=1), st.text(alphabet="ax\n =é")
+    ),
+)
+def test_words_come_as_they_went(command: list[str], variables: dict[str, str]) -> None:
+    assert read_words(words(command, variables) + END) == (command, variables)
 
 
 # --- the journal

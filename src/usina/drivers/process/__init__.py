@@ -10,7 +10,7 @@ from usina.ports.driver import DriverPlugin
 
 PLUGIN = DriverPlugin(
     name="process",
-    summary="Tasks as sandboxed processes of this host, by bubblewrap",
+    summary="Tasks as sandboxed processes of this host",
     options=OPTIONS,
     check=check,
     diagnose=diagnose,

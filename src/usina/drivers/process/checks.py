@@ -3,46 +3,60 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import platform
-import shutil
-import subprocess
+import select
+import tempfile
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from usina.drivers.process.driver import network_program
-from usina.drivers.process.inventory import bwrap_version
 from usina.drivers.process.warden import groups, seccomp
+from usina.drivers.process.warden.spawn import Sandboxes, words
 from usina.ports.driver import Check
 
-_TRIAL: Final = ("--unshare-all", "--unshare-user", "--uid", "1000", "--ro-bind", "/", "/", "--proc", "/proc", "true")
+_PATIENCE: Final = 10.0  # seconds
 _UNKNOWN: Final = 65_530  # a user that nobody is
 
 
 async def diagnose() -> list[Check]:
     """One line for each thing, with the command that mends it."""
-    return await asyncio.to_thread(lambda: [_bwrap(), _namespaces(), _groups(), _filter(), _outbound()])
+    return await asyncio.to_thread(lambda: [_sandbox(), _groups(), _filter(), _outbound()])
 
 
-def _bwrap() -> Check:
-    version = bwrap_version()
-    return Check("bubblewrap", bool(version), version or "not found", "apt install bubblewrap")
+def _sandbox() -> Check:
+    """Makes a sandbox as runs have it, and runs a command in it."""
+    mend = "sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=65536; where Usina is not root on "
+    mend += "Ubuntu 24.04 and later also sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+    with tempfile.TemporaryDirectory(prefix="usina-doctor-") as folder:
+        try:
+            problem = _try_one(folder)
+        except OSError as error:
+            problem = str(error.strerror)
+    return Check("sandbox", not problem, problem or "one was made, and a command ran in it", mend)
 
 
-def _namespaces() -> Check:
-    """Makes a sandbox as runs have it: as a user without privileges, even where we are root."""
-    mend = "sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=65536; on Ubuntu 24.04 and later also "
-    mend += "sysctl kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile for bwrap"
-    program = shutil.which("bwrap")
-    if program is None:
-        return Check("sandbox", False, "not tried without bubblewrap", mend)
-    user = {"user": _UNKNOWN, "group": _UNKNOWN, "extra_groups": ()} if os.geteuid() == 0 else {}
+def _try_one(folder: str) -> str:
+    """What went wrong; "" for nothing."""
+    user = _UNKNOWN if os.geteuid() == 0 else None
+    os.chmod(folder, 0o711)  # noqa: S103 - its user must pass through
+    for name in ("view", "box", "box/etc", "box/trial", "box/trial/work", "box/trial/tmp"):
+        os.mkdir(f"{folder}/{name}", 0o755)
+    common = {"filter": "", "read_only": [], "open_files": 1024, "view": f"{folder}/view", "box": f"{folder}/box"}
+    sandboxes = Sandboxes(common)
+    record: dict[str, Any] = {"handle": "trial", "uid": user, "network": "none", "memory": 0, "workdir": "/"}
     try:
-        done = subprocess.run([program, *_TRIAL], capture_output=True, text=True, timeout=10, **user)  # type: ignore[call-overload]
-    except (OSError, subprocess.SubprocessError) as error:
-        return Check("sandbox", False, str(error), mend)
-    words = " ".join(done.stderr.split())[:200]
-    return Check("sandbox", done.returncode == 0, words or "a sandbox in a user namespace was made", mend)
+        started = sandboxes.make({**record, "extra": [], "devices": []}, folder)
+        started.tell(words(["true"], {"PATH": "/usr/bin:/bin"}))
+        started.release()
+        select.select([started.own], [], [], _PATIENCE)
+        for fd in (started.own, *started.says):
+            os.close(fd)
+    finally:
+        sandboxes.close()
+    status = json.loads(Path(folder, "status").read_text() or "{}")
+    return "" if status.get("exit-code") == 0 else str(status.get("problem", "its command did not come to its end"))
 
 
 def _groups() -> Check:

@@ -53,7 +53,6 @@ class ProcessDriver:
         """What the warden is told once, when it starts."""
         options, machine = self._options, platform.machine()
         return {
-            "bwrap": shutil.which("bwrap") or "/usr/bin/bwrap",
             "group": self.group,
             "groups": options.control_groups,
             "uids": list(options.uids),

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
-import subprocess
-from functools import cache
 from pathlib import Path
 
 from usina.core.capacity import Inventory
@@ -41,7 +38,6 @@ def _facts(options: Options, groups: str, why: str, network: str) -> dict[str, s
     return {
         "hostname": platform.node(),
         "kernel": platform.release(),
-        "bubblewrap": bwrap_version() or "not found",
         "control_groups": f"none; {_WHY}{why}" if groups == "none" else groups,
         "seccomp": "on" if platform.machine() in seccomp.ARCHITECTURES else "no filter for this architecture",
         "users": f"each run its own, of {first} to {first + count - 1}"
@@ -58,13 +54,3 @@ def _disk(folder: Path) -> int:
         folder = folder.parent
     usage = os.statvfs(folder)
     return usage.f_frsize * (usage.f_blocks - (usage.f_bfree - usage.f_bavail))
-
-
-@cache
-def bwrap_version() -> str:
-    """ "0.8.0"; "" where there is none."""
-    program = shutil.which("bwrap")
-    if program is None:
-        return ""
-    done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False)
-    return done.stdout.strip().rpartition(" ")[2]

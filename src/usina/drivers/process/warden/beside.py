@@ -1,7 +1,7 @@
 """What goes on beside a run: commands inside it, streams to its ports, signals to all of it.
 
-Each is a process of its own that joins the run's namespaces. A command gets there what bubblewrap gave the run: the
-same user, no capabilities, no new privileges, the system call filter, and the run's groups.
+Each is a process of its own that joins the run's namespaces. A command gets there what the run has: the same user, no
+capabilities, no new privileges, the system call filter, and the run's groups.
 
 Frames of a command, both ways: a letter, four bytes of length (big endian), the data. From the client: ``i`` input,
 ``e`` end of input, ``r`` rows and columns (two bytes each). To the client: ``o`` output, ``x`` exit code.
@@ -26,12 +26,13 @@ from . import kernel
 from .files import become
 from .groups import Group
 from .loop import close_all_but
-from .spawn import INNER_UID
+from .zygote import INNER_UID
 
 _CHUNK: Final = 64 << 10
 _MOST_INPUT: Final = 1 << 20  # bytes held for a command that does not read
 _TIOCSPTLCK: Final = 0x40045431  # locks and unlocks a terminal; termios has it from Python 3.13
 _TIOCGPTPEER: Final = 0x5441  # opens its other end
+NOBODY: Final = 3  # exit code of `signal_all`, where there is nobody to be signalled
 _PATIENCE: Final = 5.0  # seconds for a connection inside a host
 _KINDS: Final = {
     "mnt": kernel.NEWNS,
@@ -90,11 +91,12 @@ def signal_all(inside: Inside, number: int) -> int:
     child = os.fork()
     if child == 0:
         become(inside.uid)
-        with suppress(OSError):
+        try:
             os.kill(-1, number)
+        except OSError:
+            os._exit(NOBODY)
         os._exit(0)
-    os.waitpid(child, 0)
-    return 0
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 # --- ports

@@ -25,9 +25,9 @@ from . import files, journal, kernel, network
 from .groups import Group, Layout, Limits, find
 from .loop import Loop, fork, run_program
 from .run import Run
-from .spawn import CARD_FILES, MOST_BYTES, MOST_VARIABLES, WORK, Sandbox, Started, environment, mounts, spawn, words
+from .spawn import CARD_FILES, GATED, MOST_BYTES, WORK, Sandboxes, Started, environment, words
 
-_OWN_PROCESSES: Final = 3  # bubblewrap outside, bubblewrap inside, and one that joins
+_OWN_PROCESSES: Final = 3  # the first, and two that join
 _FORBIDDEN: Final = ("/usr", "/bin", "/sbin", "/lib", "/proc", "/dev", "/sys", "/etc")
 
 Answer = Callable[[Exception | None], None]
@@ -51,16 +51,17 @@ class House:
             os.makedirs(f"{state}/{folder}", exist_ok=True)
             os.chmod(f"{state}/{folder}", mode)
         self.layout = find(settings["group"]) if settings["groups"] else Layout("none", why="switched off")
-        self.sandbox = self._sandbox()
-        self.filter = _content(self.sandbox.filter)
+        self.filter = bytes.fromhex(settings["filter"])
+        self.place = reach(f"{state}/box", f"/run/{settings['group']}") if self.root else f"{state}/box"
+        self.sandboxes = Sandboxes(self._common())
         self._adopt()
 
-    def _sandbox(self) -> Sandbox:
-        filter = f"{self.state}/filter" if _write_filter(self.state, self.settings["filter"]) else ""
-        place = reach(f"{self.state}/box", f"/run/{self.settings['group']}") if self.root else f"{self.state}/box"
-        return Sandbox(
-            self.settings["bwrap"], place, filter, tuple(self.settings["read_only"]), self.settings["open_files"]
-        )
+    def _common(self) -> dict[str, Any]:
+        """What is the same for all sandboxes."""
+        view = f"{self.state}/view"
+        os.makedirs(view, exist_ok=True)
+        named = {name: self.settings[name] for name in ("filter", "read_only", "open_files")}
+        return {**named, "view": view, "box": os.path.realpath(f"{self.state}/box")}
 
     # --- finding again
 
@@ -141,9 +142,11 @@ class House:
         """The plan, and what it is given here."""
         limits = _limits(plan, self.settings)
         group = Group.of(self.layout, plan["handle"], limits)
-        size = sum(len(name) + len(value) for name, value in plan["environment"].items())
-        if len(plan["environment"]) > MOST_VARIABLES or size > MOST_BYTES:
-            raise files.Refused(f"its environment has more than {MOST_VARIABLES} variables or {MOST_BYTES} bytes")
+        size = sum(
+            len(word.encode("utf-8", "surrogateescape")) for pair in plan["environment"].items() for word in pair
+        )
+        if size > MOST_BYTES:
+            raise files.Refused(f"its environment has more than {MOST_BYTES} bytes")
         return {
             **{key: value for key, value in plan.items() if key not in ("files", "environment", "forced")},
             "uid": self._free_uid() if self.root else None,
@@ -173,7 +176,7 @@ class House:
         try:
             for file in wanted:
                 sources.append(os.open(file["source"], os.O_RDONLY | os.O_CLOEXEC))
-            box = f"{self.sandbox.place}/{run.handle}"
+            box = f"{self.place}/{run.handle}"
             most = run.record["disk"] or self.settings["unpack_limit"]
             pid = fork(lambda: _put(wanted, sources, box, most, run.record, tells), (*sources, tells))
         except OSError as error:
@@ -203,15 +206,17 @@ class House:
         try:
             limits = _limits(record, self.settings)
             run.group.make(limits)
-            started = spawn(self.sandbox, record, run.folder)
-            run.began(started.pid, started.says)
+            started = self.sandboxes.make(record, run.folder)
+            run.began(started.pid, started.own, started.says)
             run.group.join(started.pid)
             if "cpuset" not in run.group.folders:
                 started.pin(limits.cpus)
-            if started.gate >= 0:
-                run.wait_for_network(started.gate)
-                self._give_network(run, started)
-            started.release(words(mounts(self.sandbox, record), record["shown"]))
+            gate = started.tell(words(record["command"], record["shown"]))
+            if record["network"] in GATED:
+                run.wait_for_network(gate)
+                self._give_network(run, started.pid, gate)
+            else:
+                started.release()
         except (OSError, files.Refused) as error:
             if started is not None:
                 started.give_up()
@@ -221,8 +226,8 @@ class House:
         for answer in answers:
             answer(None)
 
-    def _give_network(self, run: Run, started: Started) -> None:
-        where = (self.loop, run.folder, started.pid, started.gate)
+    def _give_network(self, run: Run, pid: int, gate: int) -> None:
+        where = (self.loop, run.folder, pid, gate)
         if run.record.get("card"):
             network.put_in(*where, run.record["card"], run.network_made)
         else:
@@ -371,15 +376,6 @@ def _content(path: str) -> bytes:
             return file.read()
     except OSError:
         return b""
-
-
-def _write_filter(state: str, program: str) -> bool:
-    """Write the system call filter (hex) where bubblewrap can be given it. False where there is none."""
-    if program:
-        with open(f"{state}/filter.new", "wb") as file:
-            file.write(bytes.fromhex(program))
-        os.rename(f"{state}/filter.new", f"{state}/filter")
-    return bool(program)
 
 
 def reach(box: str, place: str) -> str:

@@ -27,6 +27,7 @@ from typing import Any, Final
 
 from . import kernel
 from .loop import Loop, fork
+from .zygote import END
 
 Address = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -44,7 +45,7 @@ def resolver(text: str) -> str:
 
 
 def attach(
-    loop: Loop, folder: str, bwrap: int, gate: int, program: str, user: int | None, done: Callable[[str], None]
+    loop: Loop, folder: str, pid: int, gate: int, program: str, user: int | None, done: Callable[[str], None]
 ) -> None:
     """Give a starting run its outbound network, then open its gate. `done` gets what went wrong, or ""."""
 
@@ -52,14 +53,12 @@ def attach(
         _start(program, namespace, user, folder)
         _forbid(namespace, [ipaddress.ip_network(text) for text in FORBIDDEN] + own_addresses())
 
-    _in_child(loop, folder, bwrap, gate, make, done)
+    _in_child(loop, pid, gate, make, done)
 
 
-def put_in(
-    loop: Loop, folder: str, bwrap: int, gate: int, card: Mapping[str, str], done: Callable[[str], None]
-) -> None:
+def put_in(loop: Loop, folder: str, pid: int, gate: int, card: Mapping[str, str], done: Callable[[str], None]) -> None:
     """The same for a card on a project's network."""
-    _in_child(loop, folder, bwrap, gate, lambda namespace: _put_in(namespace, card), done)
+    _in_child(loop, pid, gate, lambda namespace: _put_in(namespace, card), done)
 
 
 def _put_in(namespace: int, card: Mapping[str, str]) -> None:
@@ -77,11 +76,9 @@ def _run(command: Sequence[str], namespace: int, told: str = "") -> None:
         raise RuntimeError(f"{command[0]}: {' '.join((done.stderr or done.stdout).split())[-300:]}")
 
 
-def _in_child(
-    loop: Loop, folder: str, bwrap: int, gate: int, make: Callable[[int], None], done: Callable[[str], None]
-) -> None:
+def _in_child(loop: Loop, pid: int, gate: int, make: Callable[[int], None], done: Callable[[str], None]) -> None:
     told, tells = os.pipe()
-    pid = fork(lambda: _attach(folder, bwrap, gate, make, tells), (gate, tells))
+    child = fork(lambda: _attach(pid, gate, make, tells), (gate, tells))
     os.close(tells)
 
     def over(code: int) -> None:
@@ -89,34 +86,26 @@ def _in_child(
         os.close(told)
         done(problem or ("its network could not be made" if code else ""))
 
-    loop.when_over(pid, over)
+    loop.when_over(child, over)
 
 
-def _attach(folder: str, bwrap: int, gate: int, make: Callable[[int], None], tells: int) -> int:
+def _attach(pid: int, gate: int, make: Callable[[int], None], tells: int) -> int:
     """In a process of its own."""
     try:
-        make(_namespace(folder, bwrap))
-        os.write(gate, b"x")
+        make(_namespace(pid))
+        os.write(gate, END)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         os.write(tells, f"its network could not be made: {error}".encode())
         return 1
     return 0
 
 
-def _namespace(folder: str, bwrap: int) -> int:
-    """A descriptor of the run's network namespace, as soon as bubblewrap says where it is."""
-    deadline = time.monotonic() + _PATIENCE
-    while time.monotonic() < deadline:
-        with open(f"{folder}/status", encoding="ascii") as file:
-            line = file.readline()
-        if line.endswith("\n"):
-            pid = int(json.loads(line)["child-pid"])
-            found = kernel.stat_of(pid)
-            if found is None or found.parent != bwrap:
-                break
-            return os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        time.sleep(_PAUSE)
-    raise RuntimeError("the sandbox has ended")
+def _namespace(pid: int) -> int:
+    """A descriptor of the network namespace of a run whose first process waits."""
+    try:
+        return os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        raise RuntimeError("the sandbox has ended") from None
 
 
 def _start(program: str, namespace: int, user: int | None, folder: str) -> None:

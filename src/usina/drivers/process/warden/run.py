@@ -3,16 +3,16 @@
 Order of what its journal gets, so that a warden killed anywhere leaves no doubt:
 
 1. `record`   the whole order, with the user and groups it was given. Without it the folder is rubbish.
-2. `process`  number and start time of its bubblewrap, which has not been told its mounts yet. Without it nothing of the
-              run was ever run, and the same order may be carried out again.
-3.            bubblewrap gets its mounts, and the command begins. It writes `status`, a file of its own: the first
-              process of the run's namespace, and at last the exit code.
+2. `process`  number and start time of the first process of its sandbox, which has not been told its command yet.
+              Without it nothing of the run was ever run, and the same order may be carried out again.
+3.            The sandbox is told its command, which begins. At the end it writes `status`, a file of its own: the exit
+              code, or what kept the command from beginning.
 4. `cause`    why we end it, before any signal: "stopped" or "time-limit".
 5. `end`      the last word. A record that holds secrets is emptied of them.
 
 With `process` and without `end`, a run is running or has ended unseen: its process says which.
 
-What it says comes through two pipes that its own bubblewrap holds open both ways, so that it is not hurt while no
+What it says comes through two pipes that its first process holds open both ways, so that it is not hurt while no
 warden reads them; the next one opens them anew, as descriptors 1 and 2 of that process.
 """
 
@@ -36,7 +36,8 @@ _CHUNK: Final = 64 << 10
 _MOST_LEFT: Final = 64  # reads of what an ended run has left in a pipe: 4 MiB, more than any pipe holds
 _AGAIN: Final = 0.01  # seconds until what was not possible yet is tried again
 _TRIES: Final = 300
-_NEVER_BEGAN: Final = "bwrap: "
+_LONGEST: Final = 64 << 10  # bytes of a status
+_KILLED: Final = 128 + signal.SIGKILL
 
 
 class Run:
@@ -55,9 +56,7 @@ class Run:
         self._loop = loop
         self._cause = ""
         self._pid = 0
-        self._child = False  # our own child, whose exit code we may ask for
-        self._monitor = -1  # pidfd of bubblewrap
-        self._init: tuple[int, int] | None = None  # number and pidfd of the first process inside
+        self._own = -1  # pidfd of the first process inside
         self._journal = f"{folder}/journal"
         self._pipes: tuple[int, ...] = ()
         self._says: dict[int, Lines] = {}
@@ -70,10 +69,9 @@ class Run:
 
     # --- its beginning
 
-    def began(self, pid: int, says: Sequence[int]) -> None:
-        """bubblewrap is there, and waits. `says`: what it says, by pipes."""
-        self._pid, self._child = pid, True
-        self._monitor = os.pidfd_open(pid)
+    def began(self, pid: int, own: int, says: Sequence[int]) -> None:
+        """Its first process is there, and waits. `own`: a descriptor of it; `says`: what it says, by pipes."""
+        self._pid, self._own = pid, own
         self._pipes = tuple(says)
         self.since = time.time()
         found = kernel.stat_of(pid)
@@ -92,14 +90,14 @@ class Run:
         self._cause = known.get("cause", "")
         self._pid, self.since = process["pid"], process["since"]
         fd = kernel.open_process(self._pid, process["start"]) if process["boot"] == kernel.boot_id() else None
-        self._monitor = -1 if fd is None else fd
+        self._own = -1 if fd is None else fd
         self._pipes = self._pipes_again()
         self.listen()
         return True
 
     def _pipes_again(self) -> tuple[int, ...]:
-        """The pipes of a bubblewrap that we hold a descriptor of, so that its number is nobody else's."""
-        if self._monitor < 0:
+        """The pipes of a process that we hold a descriptor of, so that its number is nobody else's."""
+        if self._own < 0:
             return ()
         try:
             flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
@@ -113,10 +111,10 @@ class Run:
         for name, fd in zip("oe", self._pipes, strict=False):
             self._says[fd] = Lines(name, secrets)
             self._loop.watch(fd, partial(self._hear, fd))
-        if self._monitor < 0:
+        if self._own < 0:
             self._loop.later(0, self._ended)
             return
-        self._loop.watch(self._monitor, self._ended)
+        self._loop.watch(self._own, self._ended)
         if self.record["time_limit"]:
             left = self.since + self.record["time_limit"] - time.time()
             self._loop.later(max(0.0, left), self._out_of_time)
@@ -131,14 +129,21 @@ class Run:
             os.close(fd)
         self._says = {}
         self._tell_waiting()
-        if not self._child:
+        if self._own < 0:
             self.group.remove()
             return
-        os.close(self._monitor)
-        self._loop.when_over(self._pid, lambda code: self._drop_group())
+        kernel.kill(self._own)
+        self._loop.watch(self._own, self._drop_group)
 
     def _drop_group(self) -> None:
+        self._let_go()
         self.group.remove()
+
+    def _let_go(self) -> None:
+        if self._own >= 0:
+            self._loop.forget(self._own)
+            os.close(self._own)
+            self._own = -1
 
     def wait_for_network(self, gate: int) -> None:
         self._gate = gate
@@ -214,53 +219,25 @@ class Run:
                 self._loop.later(_AGAIN, lambda: self.signal(number, tries - 1))
             return
         pid = fork(lambda: beside.signal_all(inside, number), (inside.init,))
-        self._loop.when_over(pid, lambda code: None)
+        self._loop.when_over(pid, lambda code: self._signalled(code, number, tries))
 
-    def _kill(self, tries: int = _TRIES) -> None:
-        """The first process of a process namespace takes all others with it."""
-        if self.end is not None:
-            return
-        self._killed = True
-        first = self.first()
-        if first is not None:
-            kernel.kill(first[1])
-        elif tries:
-            self._loop.later(_AGAIN, lambda: self._kill(tries - 1))
-        elif self._monitor >= 0:
-            kernel.kill(self._monitor)
+    def _signalled(self, code: int, number: int, tries: int) -> None:
+        """Its command may not have begun yet."""
+        if code == beside.NOBODY and tries:
+            self._loop.later(_AGAIN, lambda: self.signal(number, tries - 1))
 
-    def first(self) -> tuple[int, int] | None:
-        """Number and pidfd of the first process inside; None where there is none, or none yet."""
-        if self._init is None and self._monitor >= 0:
-            pid = int(self._status().get("child-pid", 0))
-            found = kernel.stat_of(pid) if pid else None
-            if found is not None and found.parent == self._pid:
-                fd = kernel.open_process(pid, found.start)
-                self._init = None if fd is None else (pid, fd)
-        return self._init
-
-    def _kill_orphan(self, status: Mapping[str, Any]) -> None:
-        """bubblewrap itself was killed: what it had started is another's child now, known by its namespace."""
-        pid = int(status.get("child-pid", 0))
-        found = kernel.stat_of(pid) if pid else None
-        fd = kernel.open_process(pid, found.start) if found is not None else None
-        if fd is None:
-            return
-        try:
-            if os.stat(f"/proc/{pid}/ns/pid").st_ino == status.get("pid-namespace"):
-                kernel.kill(fd)
-        except OSError:
-            pass  # gone
-        finally:
-            os.close(fd)
+    def _kill(self) -> None:
+        """The first process of a namespace takes all others with it. Where there is none yet, `listen` comes."""
+        if self.end is None and self._own >= 0:
+            self._killed = True
+            kernel.kill(self._own)
 
     def inside(self) -> beside.Inside | None:
-        first = self.first() if self.end is None else None
-        if first is None:
+        if self.end is not None or self._own < 0:
             return None
         record = self.record
         return beside.Inside(
-            first[1], first[0], record["uid"], self.group, record["shown"], record["workdir"], record["filter"],
+            self._own, self._pid, record["uid"], self.group, record["shown"], record["workdir"], record["filter"],
             (record.get("card") or {}).get("address", ""),
         )  # fmt: skip
 
@@ -268,40 +245,23 @@ class Run:
 
     def _ended(self) -> None:
         if self._gate >= 0 and not self._problem:
-            self._loop.forget(self._monitor)
+            self._loop.forget(self._own)
             self._over = True
             return
         self._open_gate()
         if self.record["network"] == "outbound":
             network.end(self.folder)
-        code = self._collect()
+        watched = self._own >= 0
+        self._let_go()
         status = self._status()
-        if "exit-code" not in status:
-            self._kill_orphan(status)
         self._drain()
         self._kills = self.group.memory_kills()
         use = self._last_use()
-        exit_code = status.get("exit-code")
-        how, message = self._how(exit_code, code)
-        if how == "could-not-start":
-            exit_code = None
-        elif exit_code is None:
-            exit_code = 137 if self._killed or self._cause or self._kills else code
-        self.end = {"at": time.time(), "since": self.since, "how": how, "code": exit_code, "message": message}
+        how, code, message = self._how(status, watched)
+        self.end = {"at": time.time(), "since": self.since, "how": how, "code": code, "message": message}
         self.end["usage"] = None if use is None else [use.cpu, use.memory, use.peak]
         self._settle()
         self._clear_group()
-
-    def _collect(self) -> int | None:
-        """bubblewrap's own exit code, where it was our child."""
-        if self._monitor >= 0:
-            self._loop.forget(self._monitor)
-            os.close(self._monitor)
-            self._monitor = -1
-        if not self._child:
-            return None
-        code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
-        return code if code >= 0 else 128 - code
 
     def _drain(self) -> None:
         for fd, lines in self._says.items():
@@ -317,30 +277,23 @@ class Run:
         use = self.group.use()
         return None if use is None else Use(use.cpu, 0, use.peak)
 
-    def _how(self, exit_code: int | None, code: int | None) -> tuple[str, str]:
-        """How it ended and a sentence about it. bubblewrap tells an exit code only of a command that has begun."""
+    def _how(self, status: Mapping[str, Any], watched: bool) -> tuple[str, int | None, str]:
+        """How it ended, its exit code, and a sentence about it."""
+        code = status.get("exit-code")
+        if self._cause == "could-not-start" or ("problem" in status and not self._cause):
+            return "could-not-start", None, self._problem or str(status.get("problem", ""))
+        killed = _KILLED if code is None else code
         if self._cause == "time-limit":
-            return "time-limit", f"ran for longer than its limit of {show_seconds(self.record['time_limit'])}"
+            return self._cause, killed, f"ran for longer than its limit of {show_seconds(self.record['time_limit'])}"
         if self._cause:
-            return self._cause, self._problem
-        if self._kills and exit_code != 0:
-            return "out-of-memory", f"used more than its {show_bytes(self.record['memory'])} of memory"
-        if exit_code is not None:
-            return "exited", ""
-        if code is None:
-            return "node-failed", "it ended while nobody watched, and left no exit code"
-        return ("could-not-start", self._complaint()) if code == 1 else ("exited", "its sandbox was killed")
-
-    def _complaint(self) -> str:
-        """What bubblewrap said when it could not begin."""
-        texts = [line.split(b" ", 2)[2].decode() for line in self.log.last() if line.count(b" ") >= 2]
-        said = next((t.removeprefix(_NEVER_BEGAN) for t in reversed(texts) if t.startswith(_NEVER_BEGAN)), "")
-        name = self.record["command"][0]
-        if said == f"execvp {name}: No such file or directory":
-            return f"there is no command {name}"
-        if said.startswith("Can't chdir to "):
-            return f"there is no folder {self.record['workdir']}"
-        return said.replace("execvp ", "", 1) or "its sandbox could not be made"
+            return self._cause, killed, ""
+        if self._kills and code != 0:
+            return "out-of-memory", killed, f"used more than its {show_bytes(self.record['memory'])} of memory"
+        if code is not None:
+            return "exited", code, ""
+        if watched:
+            return "exited", killed, "its sandbox was killed"
+        return "node-failed", None, "it ended while nobody watched, and left no exit code"
 
     def _settle(self) -> None:
         """Write the last word; no secret stays."""
@@ -350,9 +303,6 @@ class Run:
         if had_secrets:
             record = {key: value for key, value in self.record.items() if key != "filter"}
             journal.replace(self._journal, {"record": record, "end": self.end})
-        if self._init is not None:
-            os.close(self._init[1])
-            self._init = None
         self.log.close()
 
     def _clear_group(self, tries: int = _TRIES) -> None:
@@ -387,10 +337,9 @@ class Run:
 
     def _use_by_processes(self) -> Use | None:
         """Without groups: what its living processes have used, found from the first one downwards."""
-        first = self.first()
-        if first is None:
+        if self._own < 0:
             return None
-        ticks, pages, waiting = 0, 0, [first[0]]
+        ticks, pages, waiting = 0, 0, [self._pid]
         while waiting:
             pid = waiting.pop()
             found = kernel.stat_of(pid)
@@ -400,14 +349,12 @@ class Run:
         return Use(ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGESIZE"), 0)
 
     def _status(self) -> dict[str, Any]:
-        """bubblewrap writes one object a line; the last may be half there."""
-        found: dict[str, Any] = {}
-        for line in _read(f"{self.folder}/status").splitlines():
-            try:
-                found.update(json.loads(line))
-            except ValueError:
-                continue
-        return found
+        """What its first process has left; nothing where it was killed before."""
+        try:
+            found = json.loads(_read(f"{self.folder}/status")[:_LONGEST])
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
 
 
 def _read(path: str) -> str:

@@ -285,7 +285,8 @@ def main() -> None:
         for client in list(door.clients):
             client.close()
         os.unlink(f"{state}/socket")
+        house.sandboxes.close()
         if house.root:
-            unreach(house.sandbox.place)
+            unreach(house.place)
         if not house.runs:
             remove_parents(house.layout)
