@@ -19,10 +19,10 @@ from usina.testing.waiting import until
 _ids = Ids(time.time)
 
 
-def opened(folder: Path, **options: Any) -> ProcessDriver:
+def opened(folder: Path, beside: Any = None, **options: Any) -> ProcessDriver:
     """A driver on a folder; every one on the same folder speaks with the same warden."""
     PLUGIN.check(options)
-    return ProcessDriver(HostSettings(f"host-{folder.name}", "h1", "test", folder, options))
+    return ProcessDriver(HostSettings(f"host-{folder.name}", "h1", "test", folder, options, beside))
 
 
 @asynccontextmanager

@@ -7,7 +7,8 @@ import os
 import re
 import secrets
 import signal
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import libvirt
 import pytest
 import pytest_asyncio
 
-from usina.core.machine import ImageFiles, NetworkPlan, Power, Rule
+from usina.core.machine import Card, ImageFiles, NetworkPlan, Power, Rule
 from usina.core.network import mac_of
 from usina.drivers.libvirt import PLUGIN, cards, names
 from usina.drivers.libvirt.daemon import ensure_local_daemon
@@ -76,6 +77,7 @@ def left_on_the_host() -> set[str]:
         *(f"network {network.name()}" for network in conn.listAllNetworks()),
         *(f"pool {pool.name()}" for pool in conn.listAllStoragePools()),
         *(f"filter {filter_.name()}" for filter_ in conn.listAllNWFilters()),
+        *(f"binding {binding.portDev()}" for binding in conn.listAllNWFilterBindings()),
     }
     conn.close()
     things |= {str(path) for path in Path("/var/lib/usina").glob("**/*")}
@@ -99,6 +101,11 @@ def leases(host: HostSettings, plan: NetworkPlan) -> list[str]:
     ]
     conn.close()
     return given
+
+
+def delete_link(name: str) -> None:
+    """A network device, if it is there."""
+    subprocess.run(["ip", "link", "delete", name], stderr=subprocess.DEVNULL, check=False)
 
 
 def lladdr(address: str) -> str:
@@ -221,6 +228,40 @@ class TestLibvirtDriver(DriverContract):
             for address, name in ((one.interfaces[0].address, "guest"), later[1:]):
                 assert re.search(rf"Name:\s+{name}(.{domain})?\s+Address[^\n]*{address}", log.decode())
             assert f"name = later.{domain}" in log.decode()
+
+    @pytest.fixture
+    def device(self) -> Iterator[str]:
+        """The near end of a veth pair, as a driver of tasks makes it."""
+        name = f"ut-{secrets.token_hex(5)}"
+        subprocess.run(["ip", "link", "add", name, "type", "veth", "peer", "name", f"uf{name[2:]}"], check=True)
+        yield name
+        delete_link(name)
+
+    async def test_what_is_plugged_in_is_known_and_filtered_until_it_is_unplugged(
+        self, driver: Driver, device: str, host: HostSettings
+    ) -> None:
+        network, card = new_network("task")
+        bridge, handle = names.network(host.factory, network.handle), "tsk-plugged.1"
+        await driver.plug(handle, device, Card(card, network))
+        try:
+            assert Path(f"/sys/class/net/{bridge}/brif/{device}").exists()
+            assert f"binding {device}" in left_on_the_host()
+            for flags in (0, KEPT):
+                assert book(host, network, flags).names == {card.address: "task"}
+            # Whoever has its address after it keeps the name.
+            heir = replace(network, hosts=((card.mac, card.address, "heir"),))
+            await driver.plug("tsk-heir.1", f"uf{device[2:]}", Card(card, heir))
+            await driver.unplug(handle, device, Card(card, network))
+            assert book(host, network).names == {card.address: "heir"}
+            # One whose device has gone by itself, as it does with its namespace, is cleared all the same.
+            delete_link(device)
+            await driver.unplug("tsk-heir.1", f"uf{device[2:]}", Card(card, heir))
+            assert book(host, network).names == {}
+            assert not any(handle in one or "tsk-heir" in one for one in left_on_the_host())
+        finally:
+            await driver.unplug(handle, device, Card(card, network))
+            await driver.unplug("tsk-heir.1", f"uf{device[2:]}", Card(card, network))
+            await driver.remove_network(network.handle)
 
     async def test_a_killed_definition_is_finished_by_the_next(self, driver: LibvirtDriver, plan: PlanMaker) -> None:
         """As if the control plane had died after the disk was made: no guest yet, and no second disk later."""

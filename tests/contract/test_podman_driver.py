@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -21,9 +22,12 @@ from usina.drivers.podman.driver import PodmanDriver
 from usina.ports.driver import DriverError, HostSettings
 from usina.testing import images
 from usina.testing.process import end_helpers
-from usina.testing.task_contract import Make, TaskDriverContract, begun, ended, said, sh, silent, until_said
+from usina.testing.task_contract import Make, Sockets, TaskDriverContract, begun, ended, said, sh, silent, until_said
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
+
+
+SOCKETS = Sockets()
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +51,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 async def stack(folder: Path) -> AsyncIterator[PodmanDriver]:
-    driver = PodmanDriver(HostSettings("hst-test", "test", "test", folder, {}))
+    driver = PodmanDriver(HostSettings("hst-test", "test", "test", folder, {}, SOCKETS))  # type: ignore[arg-type]
     yield driver
     await driver.close()
 
 
 class TestPodmanDriver(TaskDriverContract):
+    sockets = SOCKETS if os.geteuid() == 0 else None
     server = sh('echo up; while :; do nc -l -p 8123 -e sh -c \'read -t 1 x; printf "hello %s" "$x"\'; done')
 
     @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 
 from usina.core.capacity import DeviceKind
 from usina.core.errors import Invalid
-from usina.core.machine import DevicePlan, Firmware, ImageFiles, InterfacePlan, MachinePlan, NetworkPlan, Rule
+from usina.core.machine import Card, DevicePlan, Firmware, ImageFiles, InterfacePlan, MachinePlan, NetworkPlan, Rule
 from usina.core.network import mac_of
 from usina.core.units import GiB, MiB
 from usina.drivers.libvirt import metadata, names, settings
@@ -24,6 +24,7 @@ from usina.drivers.libvirt.domain_xml import Files, Ground, disk_target, domain_
 from usina.drivers.libvirt.filter_xml import filter_xml, same_filter, shelter_xml
 from usina.drivers.libvirt.inventory import Texts, build_inventory, read_devices, read_nodes
 from usina.drivers.libvirt.network_xml import Book, network_xml, read_book
+from usina.drivers.libvirt.plugs import binding_xml
 from usina.drivers.libvirt.probe import Accelerator, boot_sector
 from usina.drivers.libvirt.seed import seed_iso
 from usina.drivers.libvirt.xml import parse
@@ -101,6 +102,7 @@ OTHERS = {
     "small-network": (network_xml(SMALL, "f1"), "network"),
     "filter": (filter_xml("f1", HANDLE, MAC, RULES), "nwfilter"),
     "shelter": (shelter_xml("f1", ["192.0.2.9", "10.80.4.1"], ["10.80.4.0/22", "192.168.122.0/24"]), "nwfilter"),
+    "binding": (binding_xml("f1", "tsk-1.2", "ut-0123456789", Card(PLAIN.interfaces[0], NETWORK)), "nwfilterbinding"),
     "mdev-device": (mdev_xml(MDEV.address, names.mdev_uuid(HANDLE, MDEV.address)), "nodedev"),
 }
 CASES = {name: (text, "domain") for name, text in DOMAINS.items()} | OTHERS

@@ -25,7 +25,7 @@ from usina.core.lifecycle import (
 )
 from usina.core.machine import Absent, Restart, Unreachable
 from usina.core.resource import Kind, Phase, Resource
-from usina.core.task import End, Ended, Queued, Running, Sight, TaskSpec, TaskStatus
+from usina.core.task import End, Ended, Network, Queued, Running, Sight, TaskSpec, TaskStatus
 from usina.core.task_decide import OVER, Gate, Part, Task, View, begun, decide, gang_of, needs_of, phase_of
 
 CLAIM = Claim("hst-1", cores=1, memory=1024)
@@ -49,6 +49,17 @@ def task(
 
 def steps(decision: Decision) -> list[type]:
     return [type(step) for step in decision.steps]
+
+
+def test_a_network_asks_for_a_host_that_can_give_it() -> None:
+    traits = {network: needs_of(task(network=network), 1.0).traits - {"task:local"} for network in Network}
+    assert traits == {
+        Network.NONE: set(),
+        Network.OUTBOUND: {"task:outbound"},
+        Network.HOST: {"task:host-network"},
+        Network.PROJECT: {"task:network"},
+    }
+    assert "task:network" in gang_of(task(network=Network.PROJECT, replicas=3), 1.0).needs.traits
 
 
 # --- a single one

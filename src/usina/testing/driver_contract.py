@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
@@ -19,6 +19,7 @@ import pytest
 from usina.core.ids import Ids
 from usina.core.machine import (
     Absent,
+    Card,
     ImageFiles,
     InterfacePlan,
     MachinePlan,
@@ -121,6 +122,11 @@ class DriverContract:
             )
 
         return make
+
+    @pytest.fixture
+    def device(self) -> str | Iterator[str]:
+        """A network device of the host that can be plugged in; only a name, for drivers that pretend."""
+        return "ut-contract"
 
     # --- being and not being
 
@@ -338,6 +344,24 @@ class DriverContract:
             await driver.start(guest.handle)
             await driver.set_rules(guest.handle, mac, (Rule("in", "icmp"), Rule("out", "udp", (53, 60))))
             await driver.set_rules(guest.handle, mac, ())
+
+    # --- what is no guest
+
+    async def test_what_is_no_guest_is_plugged_in(self, driver: Driver, device: str) -> None:
+        if "task:network" not in (await driver.inventory()).traits:
+            pytest.skip("this host cannot")
+        network, interface = new_network("task")
+        handle, card = f"{_ids.new('task')}.1", Card(interface, network)
+        await driver.set_rules(handle, interface.mac, OPEN)  # not yet there: nothing to replace
+        try:
+            await driver.plug(handle, device, card)
+            await driver.plug(handle, device, card)
+            await driver.set_rules(handle, interface.mac, (Rule("in", "icmp"),))
+        finally:
+            await driver.unplug(handle, device, card)
+            await driver.unplug(handle, device, card)
+            await driver.remove_network(network.handle)
+        await driver.unplug(handle, device, card)
 
     # --- hearing and seeing
 

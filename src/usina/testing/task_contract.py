@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 
 from usina.core.ids import Ids
-from usina.core.machine import Absent
-from usina.core.task import End, Ended, FilePlan, Queued, Running, Sight, TaskPlan, handle_of
+from usina.core.machine import Absent, Card, InterfacePlan, NetworkPlan
+from usina.core.task import End, Ended, FilePlan, Network, Queued, Running, Sight, TaskPlan, handle_of
 from usina.core.units import MiB
-from usina.ports.driver import DriverError
+from usina.ports.driver import DriverError, HostUnreachable
 from usina.ports.tasks import TaskDriver
 
 PATIENCE = 60.0  # seconds for anything that a run does by itself
@@ -131,6 +131,28 @@ _SERVER = (
 )
 
 
+class Sockets:
+    """Stands in for the machines' driver of a host: notes what is plugged in, and connects nothing."""
+
+    def __init__(self) -> None:
+        self.plugged: dict[str, Card] = {}  # device -> card
+        self.broken = False
+
+    async def plug(self, handle: str, device: str, card: Card) -> None:
+        self.plugged[device] = card
+        if self.broken:
+            raise HostUnreachable("broken for a test")
+
+    async def unplug(self, handle: str, device: str, card: Card) -> None:
+        self.plugged.pop(device, None)
+
+
+def new_card(hostname: str = "runner") -> Card:
+    network = NetworkPlan("net-contract", "10.213.0.0/24", "10.213.0.1", "p0.test")
+    network = replace(network, hosts=(("52:54:0a:d5:00:07", "10.213.0.7", hostname),))
+    return Card(InterfacePlan("52:54:0a:d5:00:07", "10.213.0.7", network.handle, ()), network)
+
+
 class TaskDriverContract:
     """Subclass as `Test…`, with the fixture `stack`."""
 
@@ -140,6 +162,7 @@ class TaskDriverContract:
     can_dial = True
     server = ("python3", "-c", _SERVER)  # says "up", and answers "hello " and what it is told, on port 8123
     gangs = False  # whether the stack runs arrays and gangs as a whole
+    sockets: Sockets | None = None  # what `stack` was opened beside, where its runs can be on networks here
 
     @pytest.fixture
     def make(self) -> Make:
@@ -436,6 +459,52 @@ class TaskDriverContract:
                     break  # nothing is known on this stack, or it is told
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.1)
+
+    # --- networks of projects, where the stack can put runs on them
+
+    async def test_a_run_with_a_card_has_an_address_of_its_own(self, stack: TaskDriver, make: Make) -> None:
+        if self.sockets is None:
+            return
+        script = "cat /etc/resolv.conf /etc/hosts /proc/net/route /proc/sys/kernel/hostname"
+        plan = make(f"{script}; echo up; sleep 60", network=Network.PROJECT, card=new_card())
+        async with begun(stack, plan) as run:
+            assert list(self.sockets.plugged.values()) == [plan.card]
+            await until_said(stack, run.handle, "up")
+            lines = await said(stack, run.handle, "o")
+            for wanted in ("nameserver 10.213.0.1", "search p0.test", "runner"):
+                assert wanted in lines
+            names = {name for line in lines if line.startswith("10.213.0.7") for name in line.split()[1:]}
+            assert names == {"runner", "runner.p0.test"}
+            assert any(line.split()[:3] == ["eth0", "00000000", "0100D50A"] for line in lines), "no default route"
+            assert await stack.leftovers() == []
+        assert self.sockets.plugged == {}
+        if not self.can_dial:
+            return
+        async with begun(stack, make(command=self.server, network=Network.PROJECT, card=new_card())) as run:
+            await until_said(stack, run.handle, "up")
+            reader, writer = await stack.dial(run.handle, 8123)
+            writer.write(b"there\n")
+            async with asyncio.timeout(PATIENCE):
+                assert (await reader.read()).strip() == b"hello there"
+            writer.close()
+
+    async def test_a_start_cut_short_is_found_and_cleared(self, stack: TaskDriver, make: Make) -> None:
+        if self.sockets is None:
+            return
+        plan = make("echo here", network=Network.PROJECT, card=new_card())
+        self.sockets.broken = True
+        try:
+            with pytest.raises(HostUnreachable):
+                await stack.start(plan, silent)
+            assert list(await stack.leftovers()) == [plan.handle]
+            assert await stack.observe(plan.handle) == Absent()
+            self.sockets.broken = False
+            await stack.start(plan, silent)  # as the engine does, and finds it finished
+            assert (await ended(stack, plan.handle)).code == 0
+        finally:
+            self.sockets.broken = False
+            await stack.remove(plan.handle)
+        assert (list(await stack.leftovers()), self.sockets.plugged) == ([], {})
 
     # --- arrays and gangs, where the stack has them
 
