@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -40,6 +40,7 @@ async def add(
         raise Invalid("cpu_ratio: must be between 0.1 and 64", field="cpu_ratio")
     options = _checked(context, driver, options or {}, "driver", "options")
     others = {one: _checked(context, one, its, "also", f"also.{one}") for one, its in (also or {}).items()}
+    _check_company(context, [driver, *others])
     parts = await _parts(context, name, driver, options)
     if parts:
         known = ", ".join(part.name for part in parts)
@@ -112,6 +113,17 @@ def _checked(context: Context, driver: str, options: Mapping[str, Any], field: s
     return dict(options)
 
 
+def _check_company(context: Context, drivers: Sequence[str]) -> None:
+    """A driver for tasks inside machines needs one beside it that makes machines."""
+    plugins = [context.house.plugins[name] for name in drivers if name in context.house.plugins]
+    for plugin in plugins:
+        if plugin.inside and all(other.open is None for other in plugins):
+            field = "driver" if plugin.name == drivers[0] else "also"
+            raise Invalid(
+                f"{field}: {plugin.name} runs tasks in machines, and no driver of this host makes any", field=field
+            )
+
+
 @contextmanager
 def _usable(field: str) -> Iterator[None]:
     try:
@@ -136,6 +148,7 @@ async def set_drivers(context: Context, ref: str, also: Mapping[str, Mapping[str
     gone = set(host.also) - set(changed)
     if gone and await context.store.hosts.claims_on(host.id):
         raise Conflict(f"host {host.name} still holds claims; drain it before {', '.join(gone)} goes", code="in-use")
+    _check_company(context, [host.provider.driver, *changed])
     with _usable("also"):
         inventory = await context.house.hosts.probe(host.id, host.name, {host.provider.driver: host.options, **changed})
     host = replace(host, also=changed, provider=replace(host.provider, inventory=inventory))

@@ -70,6 +70,7 @@ class MachineOrder:
     spread_over: str = ""
     priority: int = 0
     preemptible: bool = False
+    tasks: bool = True
 
 
 async def create(context: Context, order: MachineOrder) -> Machine:
@@ -207,6 +208,7 @@ async def _ordered(
         spread_over=order.spread_over,
         priority=order.priority,
         preemptible=order.preemptible,
+        tasks=order.tasks,
     )
     if image.status.files is not None and order.disk < image.status.files.virtual_size:
         least = image.status.files.virtual_size

@@ -61,6 +61,7 @@ class TaskOrder:
     dialect: Mapping[str, str] = field(default_factory=dict)
     idle_limit: float = 0.0
     host: str | None = None
+    machine: str = ""  # by name or id
     labels: dict[str, str] = field(default_factory=dict)
     priority: int = 0
     preemptible: bool = False
@@ -79,6 +80,7 @@ def check_order(order: TaskOrder, plugins: Mapping[str, DriverPlugin]) -> Driver
     _check_files(order)
     check_labels(order.labels)
     _check_network(order, plugins[order.on])
+    _check_machine(order, plugins[order.on])
     for number, device in enumerate(order.devices):
         check_device(device, f"devices[{number}]")
     if order.indices and order.replicas > 1:
@@ -104,6 +106,21 @@ def _check_network(order: TaskOrder, plugin: DriverPlugin) -> None:
     check_range(len(order.security_groups or ()), 0, 16, "security_groups")
     if not plugin.networks:
         raise Invalid(f"network: on {order.on} it is one of {', '.join(_NETWORKS)}", field="network")
+
+
+def _check_machine(order: TaskOrder, plugin: DriverPlugin) -> None:
+    if not plugin.inside:
+        if order.machine:
+            raise Invalid(f"machine: on {order.on}, tasks run in no machine of the project", field="machine")
+        return
+    if not order.machine:
+        raise Invalid("machine: say in which machine of the project", field="machine")
+    check_ref(order.machine, "machine")
+    for name in ("image", "archive", "devices", "disk", "host"):
+        if getattr(order, name):
+            raise Invalid(f"{name}: a task in a machine has what the machine has", field=name)
+    if order.replicas > 1:
+        raise Invalid("replicas: a gang cannot be run in one machine; order an array", field="replicas")
 
 
 def _check_words(order: TaskOrder) -> None:

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from usina.app.context import Context
 from usina.app.machine_changes import expect
 from usina.app.machine_parts import AddressTaken, check_needs
+from usina.app.task_machines import machine_for
 from usina.app.task_networks import connected
 from usina.app.task_orders import TaskOrder, check_order, network_of
 from usina.core.errors import Conflict, Forbidden, NotFound
@@ -126,6 +127,7 @@ async def _ordered(
         member=context.actor.member,
         idle_limit=order.idle_limit,
         host=order.host,
+        machine=await machine_for(context, project, order) if order.machine else "",
         priority=order.priority,
         preemptible=order.preemptible,
     )

@@ -86,6 +86,9 @@ def create(
     ] = None,
     priority: Annotated[int, typer.Option(help="-100 to 100; higher may push lower aside. Above 0 for operators.")] = 0,
     preemptible: Annotated[bool, typer.Option("--preemptible", help="May be pushed aside.")] = False,
+    no_tasks: Annotated[
+        bool, typer.Option("--no-tasks", help="Let in no key for tasks: none can be run in it.")
+    ] = False,
     label: Labels = None,
     project: Project = None,
     wait: Wait = True,
@@ -134,6 +137,7 @@ def create(
             spread_over=spread_over,
             priority=priority,
             preemptible=preemptible,
+            tasks=not no_tasks,
         )
         machine = progress.settle(site, ordered, wait, timeout)
         if wait:

@@ -29,7 +29,9 @@ Many = list[str] | None
 
 def run(
     command: Annotated[Many, typer.Argument(help="Command to run, after --.", metavar="COMMAND")] = None,
-    on: Annotated[str, typer.Option(help="Stack: local, container or slurm.")] = "local",
+    on: Annotated[
+        str | None, typer.Option(help="Stack: local, container, slurm or machine; else local, or that of --machine.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="A name for it; else one is made up.")] = None,
     cores: Annotated[float, typer.Option(help="Cores; fractions are fine.", min=0.001)] = 1.0,
     mem: Annotated[str, typer.Option("--mem", help="Memory.", metavar="SIZE")] = "1GiB",
@@ -71,6 +73,10 @@ def run(
     restart: Annotated[str, typer.Option(help="never, on-failure or always.")] = "never",
     retries: Annotated[int, typer.Option(help="Restarts after failures at most.", min=0)] = 3,
     after: Annotated[Many, typer.Option(help="TASK, or TASK:end; begins afterwards; repeat it.")] = None,
+    machine: Annotated[
+        str | None,
+        typer.Option("--machine", help="Machine of the project to run in, on stack machine.", metavar="NAME"),
+    ] = None,
     partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
     account: Annotated[str | None, typer.Option(help="Slurm account.")] = None,
     qos: Annotated[str | None, typer.Option(help="Slurm QoS.")] = None,
@@ -93,6 +99,7 @@ def run(
       usina run --array 0-99%10 -- sh -c 'python part.py $USINA_INDEX'
       usina run --replicas 4 --network train --security-group mesh -- python train.py
       usina run --on container --image docker.io/library/python:3.12 -- python -V
+      usina run --machine box -- nvidia-smi
       usina run --detach --keep 'results/*' -- make all
     """
     if not command and not image and archive is None:
@@ -100,7 +107,7 @@ def run(
     indices, at_once = task_words.array(array) if array else ([], 0)
     wishes: dict[str, Any] = {
         "name": name,
-        "on": on,
+        "on": on or ("machine" if machine else "local"),
         "cores": cores,
         "memory": parse_size(mem, "mem"),
         "devices": task_words.devices(gpus or ()),
@@ -118,6 +125,7 @@ def run(
         "restart": restart,
         "retries": retries,
         "after": task_words.after(after or ()),
+        "machine": machine,
         "dialect": task_words.dialect(more or (), partition=partition, account=account, qos=qos),
         "labels": labels_of(label or ()),
     }

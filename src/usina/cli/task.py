@@ -99,6 +99,7 @@ def _rows(task: Resource) -> list[tuple[str, Cell]]:
         ("command", " ".join(spec["command"])),
         ("image", spec["image"]),
         ("on", spec["on"]),
+        ("machine", spec.get("machine", "")),
         ("asks for", _sizes(task)),
         ("parts", many),
         ("time limit", f"{spec['time_limit']:g} s" if spec["time_limit"] else ""),
@@ -365,13 +366,16 @@ def _pour_in(local: socket.socket, stream: Stream) -> None:
 
 
 def shell(
-    on: Annotated[str, typer.Option(help="Stack: local, container or slurm.")] = "local",
+    on: Annotated[
+        str | None, typer.Option(help="Stack: local, container, slurm or machine; else local, or that of --machine.")
+    ] = None,
     gpus: Annotated[list[str] | None, typer.Option(help="As for usina run; repeat it.", metavar="GPU")] = None,
     cores: Annotated[float, typer.Option(help="Cores.", min=0.001)] = 1.0,
     mem: Annotated[str, typer.Option("--mem", help="Memory.", metavar="SIZE")] = "2GiB",
     time_limit: Annotated[str, typer.Option("--time", "-t", help="Ended after so long.", metavar="TIME")] = "8h",
     idle: Annotated[str, typer.Option(help="Ended when nobody was there for so long.", metavar="TIME")] = "30m",
     image: Annotated[str, typer.Option(help="Container image.", metavar="IMAGE")] = "",
+    machine: Annotated[str | None, typer.Option("--machine", help="Machine to run in.", metavar="NAME")] = None,
     partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
     network: Annotated[
         str, typer.Option(help="What it reaches: none, outbound, host, or a network of the project by name.")
@@ -389,7 +393,8 @@ def shell(
       usina shell --on container --image docker.io/library/python:3.12
     """
     wishes: dict[str, Any] = {
-        "on": on,
+        "on": on or ("machine" if machine else "local"),
+        "machine": machine,
         "name": f"shell-{os.urandom(3).hex()}",
         "cores": cores,
         "memory": parse_size(mem, "mem"),

@@ -97,6 +97,7 @@ class Machines(Collection):
         spread_over: str | None = None,
         priority: int = 0,
         preemptible: bool = False,
+        tasks: bool = True,
         project: str | None = None,
     ) -> Resource:
         """Order a machine; sizes in bytes. Without `ssh_keys`, the member's own are put in.
@@ -132,6 +133,7 @@ class Machines(Collection):
             spread_over=spread_over,
             priority=priority,
             preemptible=preemptible,
+            tasks=tasks,
         )
         return self._create(body, project)
 

@@ -80,6 +80,7 @@ class MachineSpec:
     spread_over: str = ""  # a level of topology at which the members of its group are kept apart
     priority: int = 0
     preemptible: bool = False
+    tasks: bool = True  # whether tasks of its project may be run in it, for which it lets in the project's key
 
 
 def group_of(project: str, name: str) -> str:

@@ -30,6 +30,8 @@ def amounts_of(kind: Kind, spec: Any) -> Amounts:
 def amounts_placed(spec: Any) -> Amounts:
     """What a wish counts from its placing to its end, beside what it counts as long as it exists."""
     match spec:
+        case TaskSpec(machine=machine) if machine:
+            return Amounts()  # the machine counts already
         case TaskSpec():
             units = max(1, min(spec.at_once or len(spec.indices), len(spec.indices))) * spec.replicas
             gpus = sum(d.count for d in spec.devices if d.kind is DeviceKind.GPU)

@@ -109,6 +109,7 @@ class TaskSpec:
     member: str = ""  # who ordered it; stacks that know people run it as the same person
     idle_limit: float = 0.0  # seconds without anybody at its terminal after which it is ended; 0: never
     host: str | None = None
+    machine: str = ""  # id of the machine of its project that it runs in, on the stack of machines
     # Deeds wished for are counters: a rerun is asked for by one more than there were.
     reruns: int = 0
     stopped: bool = False
@@ -233,6 +234,16 @@ class GivenDevice:
 
 
 @dataclass(frozen=True, slots=True)
+class Inside:
+    """The machine that a run is in, and who it is there."""
+
+    machine: str  # its handle on its host
+    address: str  # IPv4
+    user: str
+    rebuilds: int = 0  # how often it was rebuilt: a rebuilt machine is another one
+
+
+@dataclass(frozen=True, slots=True)
 class TaskPlan:
     """Everything a driver must know to start one run."""
 
@@ -262,6 +273,7 @@ class TaskPlan:
     at_once: int = 0
     replicas: int = 1
     identity: str = ""  # the Unix name to be, on stacks that know people
+    inside: Inside | None = None  # on the stack of machines
     dialect: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -47,6 +47,11 @@ class Gate:
 
     waits_for: str = ""
     hopeless: str = ""
+    host: str | None = None  # the only one on which it may
+
+    @property
+    def holds(self) -> bool:
+        return bool(self.waits_for or self.hopeless)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,8 @@ def needs_of(task: Task, now: Instant) -> Needs:
     traits = {runs(spec.on), *spec.traits}
     if spec.network is not Network.NONE:
         traits.add(_REACHES[spec.network])
+    if spec.machine:  # which has claimed what its tasks use
+        units, traits = 0, {runs(spec.on)}
     return Needs(
         cores=spec.cores * units,
         memory=spec.memory * units,
@@ -169,7 +176,8 @@ def _unplaced(task: Task, view: View, now: Instant) -> Decision:
         return Decision(Phase.FAILED, settled=True, answers=(answer,))
     if view.gate.waits_for:
         return Decision(Phase.PENDING, answers=(Answer("Started", False, "waiting", view.gate.waits_for),))
-    return Decision(Phase.PENDING, steps=(Place(needs_of(task, now)),))
+    needs = needs_of(task, now)
+    return Decision(Phase.PENDING, steps=(Place(replace(needs, host=view.gate.host or needs.host)),))
 
 
 def _absent(task: Task, view: View, now: Instant) -> Decision:

@@ -17,9 +17,10 @@ import structlog
 from usina.core.capacity import FOR_MACHINES, GIVEN, MACHINES, Host, Inventory, merged, runs
 from usina.core.clock import Clock
 from usina.core.event import Event
-from usina.core.machine import Absent, Card, Unreachable
+from usina.core.machine import Absent, Card, Seen, Unreachable
 from usina.core.task import task_of
 from usina.ports.driver import Beside, Driver, DriverError, DriverPlugin, HostSettings, HostUnreachable, Part
+from usina.ports.login_keys import LoginKeys
 from usina.ports.tasks import TaskDriver
 from usina.store import hosts as host_writers
 from usina.store.store import Store
@@ -67,10 +68,12 @@ class Fleet:
         clock: Clock,
         data_dir: Path,
         factory: str,
+        login_keys: LoginKeys,
         survey_every: float = SURVEY_EVERY,
     ) -> None:
         self._store, self._plugins, self._clock = store, plugins, clock
         self._data_dir, self._factory = data_dir, factory
+        self.login_keys = login_keys
         self._survey_every = survey_every
         self._posts: dict[Key, _Post] = {}
         self._opening = asyncio.Lock()
@@ -335,6 +338,12 @@ class _Beside:
 
     def __init__(self, fleet: Fleet, host: str) -> None:
         self._fleet, self._host = fleet, host
+
+    async def observe(self, handle: str) -> Seen:
+        return await (await self._fleet.driver(self._host)).observe(handle)
+
+    def login_key(self, project: str) -> str:
+        return self._fleet.login_keys.private(project)
 
     async def dial(self, handle: str, address: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await (await self._fleet.driver(self._host)).dial(handle, address, port)

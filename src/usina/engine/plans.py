@@ -20,6 +20,7 @@ from usina.core.machine_decide import Machine
 from usina.core.network import gateway_of
 from usina.core.resource import AnyResource
 from usina.ports.driver import DriverError
+from usina.ports.login_keys import LoginKeys
 from usina.store.flights import Flights
 from usina.store.store import Store
 
@@ -27,8 +28,8 @@ FRESH = 1.0  # seconds that a read may be reused; a changed security group is ap
 
 
 class Plans:
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, login_keys: LoginKeys) -> None:
+        self._store, self._login_keys = store, login_keys
         self._memory: dict[str, tuple[float, AnyResource]] = {}
         self._flights = Flights()
 
@@ -49,7 +50,7 @@ class Plans:
             memory=spec.memory,
             disk=spec.disk,
             image=image,
-            meta_data=cloudinit.meta_data(instance, spec.hostname, spec.ssh_keys),
+            meta_data=cloudinit.meta_data(instance, spec.hostname, self._let_in(machine)),
             user_data=spec.user_data or cloudinit.EMPTY_USER_DATA,
             network_config=cloudinit.network_config(spec.interfaces),
             interfaces=tuple([await self.interface(i) for i in spec.interfaces]),
@@ -64,6 +65,11 @@ class Plans:
             marks=machine.status.marks,
             title=f"{machine.project}/{machine.name}",
         )
+
+    def _let_in(self, machine: Machine) -> tuple[str, ...]:
+        """The keys of its people, and the one with which tasks get into it."""
+        keys: tuple[str, ...] = machine.spec.ssh_keys
+        return (*keys, self._login_keys.public(machine.project)) if machine.spec.tasks else keys
 
     async def network(self, id: str, *hosts: tuple[Interface, str]) -> NetworkPlan:
         network = await self._get(id)

@@ -10,6 +10,7 @@ from usina.core.machine import Card
 from usina.core.task import FilePlan, GivenDevice, TaskPlan, TaskSpec, handle_of
 from usina.core.task_decide import Task
 from usina.engine.plans import Plans
+from usina.engine.task_machines import inside_of
 from usina.ports.blobs import Blobs
 from usina.ports.driver import DriverError, DriverPlugin
 from usina.ports.vault import Vault
@@ -61,6 +62,7 @@ class TaskPlans:
             replicas=spec.replicas if queues else 1,
             identity=await self._identity(task, claim),
             dialect=spec.dialect,
+            inside=await inside_of(self._store, task),
         )
 
     async def _card(self, task: Task) -> Card | None:

@@ -22,6 +22,7 @@ from usina.engine.faults import fault
 from usina.engine.fleet import Fleet
 from usina.engine.hand import Held, Report
 from usina.engine.probe import is_well
+from usina.engine.task_machines import gate_of_machine
 from usina.engine.task_plans import TaskPlans
 from usina.ports.blobs import Blobs
 from usina.ports.driver import DriverError, HostUnreachable
@@ -67,7 +68,11 @@ class TaskHand:
         if held.claim is None:
             view = await self._in_its_whole(task) if task.spec.parent else View()
             anew = task.status.run == 0 or task.spec.reruns > task.status.reruns
-            return replace(view, gate=await self._gate(task)) if anew and not task.spec.parent else view
+            if anew and not task.spec.parent:
+                view = replace(view, gate=await self._gate(task))
+            if task.spec.machine and anew and not view.gate.holds:
+                view = replace(view, gate=await gate_of_machine(self._store, task))
+            return view
         driver = await self._fleet.tasks(held.claim.provider, task.spec.on)
         handle = handle_of(task.id, task.status.run)
         sight = await driver.observe(handle)

@@ -155,6 +155,14 @@ class Beside(Protocol):
     """What the driver that makes machines on a host does for those that run tasks there. Raises `HostUnreachable`
     where the host has none."""
 
+    async def observe(self, handle: str) -> Seen:
+        """As `Driver.observe`."""
+        ...
+
+    def login_key(self, project: str) -> str:
+        """The private key, in OpenSSH's format, that the machines of a project let in."""
+        ...
+
     async def dial(self, handle: str, address: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """As `Driver.dial`."""
         ...
@@ -205,6 +213,7 @@ class DriverPlugin:
     stack: str = ""  # the word that tasks ask for it with: "local", "container", "slurm"
     queues: bool = False  # the stack has a queue of its own, and runs arrays and gangs as a whole
     people: bool = False  # tasks run as the member's own Unix identity there
+    inside: bool = False  # tasks name a machine to run in, which another driver of the same host makes
     networks: bool = False  # tasks can be on networks of their projects, where the host's machines' driver helps
     parts: Callable[[HostSettings], Awaitable[list[Part]]] | None = None  # providers behind one connection
     here: Callable[[], Mapping[str, Any]] | None = None  # options to try it with on this machine when a site is founded

@@ -32,6 +32,7 @@ from usina.engine.tasks import TaskHand
 from usina.engine.tidy import Tidy
 from usina.placement import Policies
 from usina.ports.driver import DriverPlugin
+from usina.server.login_keys import DerivedKeys
 from usina.server.settings import Settings, factory_id, instance_id, master_key
 from usina.server.vault import MasterVault
 from usina.services.blobs import BlobFolder
@@ -60,8 +61,9 @@ class Factory:
         library = ImageLibrary(
             settings.data_dir / "images", default_cache(), Reach(allow_private=settings.allow_private_urls)
         )
-        self.fleet = Fleet(store, plugins, clock, settings.data_dir, factory_id(master))
-        plans = Plans(store)
+        login_keys = DerivedKeys(master)
+        self.fleet = Fleet(store, plugins, clock, settings.data_dir, factory_id(master), login_keys)
+        plans = Plans(store, login_keys)
         blobs, vault = BlobFolder(settings.data_dir / "blobs"), MasterVault(master)
         task_plans = TaskPlans(store, blobs, vault, plugins, plans)
         hands: dict[Kind, Hand] = {

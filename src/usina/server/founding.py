@@ -71,6 +71,8 @@ async def _add_this_machine(context: Context) -> None:
     plugins = sorted(context.house.plugins.values(), key=lambda plugin: (plugin.open is None, plugin.name))
     tried = {plugin.name: plugin.here() for plugin in plugins if plugin.here is not None}
     usable = {name: options for name, options in tried.items() if await _usable(context, name, options)}
+    if all(context.house.plugins[name].open is None for name in usable):  # what runs in machines needs some
+        usable = {name: options for name, options in usable.items() if not context.house.plugins[name].inside}
     if not usable:
         log.warning("nothing can run on this machine; see `usina doctor`")
         return

@@ -78,6 +78,7 @@ def _order(body: MachineIn) -> machines.MachineOrder:
         spread_over=body.spread_over or "",
         priority=body.priority,
         preemptible=body.preemptible,
+        tasks=body.tasks,
     )
 
 

@@ -270,6 +270,7 @@ class MachineIn(Body):
     spread_over: Level | None = Field(None, description="No two members of `group` in one of these.")
     priority: int = Field(0, ge=-100, le=100, description="Higher may push lower aside; above 0 for operators.")
     preemptible: bool = Field(False, description="May be pushed aside.")
+    tasks: bool = Field(True, description="Tasks of the project may be run in it; it lets in a key for them.")
 
 
 class MachinesIn(MachineIn):
@@ -381,6 +382,9 @@ class TaskIn(Body):
         0.0, ge=0, le=366 * 86400, description="Ended after so many seconds without anybody at a terminal; 0: never."
     )
     host: Ref | None = Field(None, description="Operators may name the host.")
+    machine: Annotated[str, StringConstraints(max_length=64)] = Field(
+        "", description="On the stack `machine`: the machine of the project that it runs in, by name or id."
+    )
     labels: Labels = {}
     priority: int = Field(0, ge=-100, le=100)
     preemptible: bool = False
