@@ -494,7 +494,7 @@ async def test_a_number_used_again_is_never_mistaken_for_a_run(stack: ProcessDri
 async def test_a_killed_sandbox_takes_its_processes_along(stack: ProcessDriver) -> None:
     async with begun(stack, plan("echo up; exec sleep 613")) as run:
         await until_said(stack, run.handle, "up")
-        first = next(int(line.split()[0]) for line in of_users(*UIDS) if "zygote" in line)
+        first = next(int(line.split()[0]) for line in of_users(*UIDS) if "usina-sandbox" in line)
         os.kill(first, signal.SIGKILL)
         end = await ended(stack, run.handle)
         assert (end.how, end.code) == (End.EXITED, 137)

@@ -7,8 +7,6 @@ import struct
 from pathlib import Path, PurePosixPath
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from usina.core.capacity import DeviceKind
 from usina.core.errors import Invalid
@@ -22,7 +20,6 @@ from usina.drivers.process.warden import journal, network
 from usina.drivers.process.warden.files import matches
 from usina.drivers.process.warden.run import show_bytes, show_seconds
 from usina.drivers.process.warden.spawn import words
-from usina.drivers.process.warden.zygote import END, read_words
 from usina.hardware.nodes import memory_limit, parse_list, read_nodes
 from usina.ports.driver import DriverError, HostSettings
 
@@ -103,20 +100,7 @@ def test_sights() -> None:
 
 def test_what_a_sandbox_is_told() -> None:
     told = words(["run", "--x=1"], {"KEY": "va lue", "E": ""})
-    assert told == b"2\x0024\0run\0--x=1\0KEY\0va lue\0E\0\0"
-    for length in range(len(told + END)):
-        assert read_words((told + END)[:length]) is None, "cut short, it is nothing"
-    assert read_words(told + END) == (["run", "--x=1"], {"KEY": "va lue", "E": ""})
-
-
-@given(
-    st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8")), min_size=1),
-    st.dictionaries(
-        st.text(st.characters(exclude_characters="\0=", codec="utf-8"), min_size=1), st.text(alphabet="ax\n =é")
-    ),
-)
-def test_words_come_as_they_went(command: list[str], variables: dict[str, str]) -> None:
-    assert read_words(words(command, variables) + END) == (command, variables)
+    assert told == b"2\x0024\0run\0--x=1\0KEY=va lue\0E=\0"
 
 
 # --- the journal

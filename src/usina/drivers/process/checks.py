@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import platform
 import select
@@ -55,8 +54,8 @@ def _try_one(folder: str) -> str:
             os.close(fd)
     finally:
         sandboxes.close()
-    status = json.loads(Path(folder, "status").read_text() or "{}")
-    return "" if status.get("exit-code") == 0 else str(status.get("problem", "its command did not come to its end"))
+    status = Path(folder, "status").read_text().strip()
+    return "" if status == "exit 0" else status.removeprefix("problem ") or "its command did not come to its end"
 
 
 def _groups() -> Check:

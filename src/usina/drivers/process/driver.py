@@ -24,6 +24,7 @@ from usina.drivers.process.options import Options, read
 from usina.drivers.process.sights import card_order, order, usage
 from usina.drivers.process.terminal import ProcessTerminal
 from usina.drivers.process.warden import seccomp
+from usina.drivers.process.warden.spawn import NO_PROGRAM, PROGRAM
 from usina.hardware import veth
 from usina.hardware.health import Readings, poll
 from usina.ports.driver import DriverError, HostSettings, HostUnreachable
@@ -73,6 +74,8 @@ class ProcessDriver:
     # --- what there is
 
     async def inventory(self) -> Inventory:
+        if not os.access(PROGRAM, os.X_OK):
+            raise DriverError(NO_PROGRAM, detail=PROGRAM)
         await self._client.ensure()
         facts = self._client.facts
         return await asyncio.to_thread(

@@ -26,7 +26,7 @@ from . import kernel
 from .files import become
 from .groups import Group
 from .loop import close_all_but
-from .zygote import INNER_UID
+from .spawn import INNER_UID
 
 _CHUNK: Final = 64 << 10
 _MOST_INPUT: Final = 1 << 20  # bytes held for a command that does not read

@@ -25,6 +25,7 @@ from . import files, journal, kernel, network
 from .groups import Group, Layout, Limits, find
 from .loop import Loop, fork, run_program
 from .run import Run
+from .spares import Spares
 from .spawn import CARD_FILES, GATED, MOST_BYTES, WORK, Sandboxes, Started, environment, words
 
 _OWN_PROCESSES: Final = 3  # the first, and two that join
@@ -54,6 +55,7 @@ class House:
         self.filter = bytes.fromhex(settings["filter"])
         self.place = reach(f"{state}/box", f"/run/{settings['group']}") if self.root else f"{state}/box"
         self.sandboxes = Sandboxes(self._common())
+        self.spares = Spares(state)
         self._adopt()
 
     def _common(self) -> dict[str, Any]:
@@ -123,14 +125,17 @@ class House:
             self._begin(run, [answer])
 
     def _make(self, plan: Mapping[str, Any]) -> Run:
-        """Folders, FIFOs and the record; the record last."""
+        """Folders and the record; the record last."""
         handle = plan["handle"]
         folder, box = f"{self.state}/runs/{handle}", f"{self.state}/box/{handle}"
         record = self._record(plan)
-        os.mkdir(folder, 0o700)
-        _folder(box, 0o711, None)
-        for name in ("work", "tmp", "extra") if record["extra"] else ("work", "tmp"):
-            _folder(f"{box}/{name}", 0o700, record["uid"])
+        if not self.spares.take(handle, record["uid"]):
+            os.mkdir(folder, 0o700)
+            _folder(box, 0o711, None)
+            for name in ("work", "tmp"):
+                _folder(f"{box}/{name}", 0o700, record["uid"])
+        if record["extra"]:
+            _folder(f"{box}/extra", 0o700, record["uid"])
         _folder_within(f"{box}/work", record["workdir"], record["uid"])
         for name in CARD_FILES if record.get("card") else ():
             _write(f"{box}/{name}", record["card"][name])
@@ -275,6 +280,8 @@ class House:
 
     def _clear(self, handle: str, answer: Answer) -> None:
         """Remove a run's folders; the box first, so that what is half removed is still known."""
+        if handle in self.runs and self.spares.keep(handle):
+            return answer(None)
         pid = files.clear(f"{self.state}/box/{handle}", run_program)
 
         def cleared(code: int) -> None:

@@ -36,6 +36,7 @@ _MNT_DETACH: Final = 2
 _NS_GET_USERNS: Final = 0xB701
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
+_PR_SET_NAME: Final = 15
 _PR_SET_SECCOMP: Final = 22
 _PR_CAPBSET_DROP: Final = 24
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -115,6 +116,11 @@ def die_with_parent() -> None:
 def set_undumpable() -> None:
     """Nobody without privilege may trace us or look into us, not even as our own user."""
     _checked(_prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0)))
+
+
+def set_name(name: str) -> None:
+    """What `ps` calls this process: 15 bytes."""
+    _checked(_prctl(_PR_SET_NAME, ctypes.c_char_p(name.encode())))
 
 
 def owner_of(namespace: int) -> int:

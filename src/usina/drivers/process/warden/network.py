@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from . import kernel
 from .loop import Loop, fork
-from .zygote import END
+from .spawn import END
 
 Address = ipaddress.IPv4Network | ipaddress.IPv6Network
 

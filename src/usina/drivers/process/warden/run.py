@@ -18,7 +18,6 @@ warden reads them; the next one opens them anew, as descriptors 1 and 2 of that 
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -38,6 +37,7 @@ _AGAIN: Final = 0.01  # seconds until what was not possible yet is tried again
 _TRIES: Final = 300
 _LONGEST: Final = 64 << 10  # bytes of a status
 _KILLED: Final = 128 + signal.SIGKILL
+_WORDS: Final = ("exit", "problem")
 
 
 class Run:
@@ -257,7 +257,7 @@ class Run:
         self._drain()
         self._kills = self.group.memory_kills()
         use = self._last_use()
-        how, code, message = self._how(status, watched)
+        how, code, message = self._how(*status, watched)
         self.end = {"at": time.time(), "since": self.since, "how": how, "code": code, "message": message}
         self.end["usage"] = None if use is None else [use.cpu, use.memory, use.peak]
         self._settle()
@@ -277,11 +277,11 @@ class Run:
         use = self.group.use()
         return None if use is None else Use(use.cpu, 0, use.peak)
 
-    def _how(self, status: Mapping[str, Any], watched: bool) -> tuple[str, int | None, str]:
+    def _how(self, word: str, told: str, watched: bool) -> tuple[str, int | None, str]:
         """How it ended, its exit code, and a sentence about it."""
-        code = status.get("exit-code")
-        if self._cause == "could-not-start" or ("problem" in status and not self._cause):
-            return "could-not-start", None, self._problem or str(status.get("problem", ""))
+        if self._cause == "could-not-start" or (word == "problem" and not self._cause):
+            return "could-not-start", None, self._problem or told
+        code = int(told) if word == "exit" else None
         killed = _KILLED if code is None else code
         if self._cause == "time-limit":
             return self._cause, killed, f"ran for longer than its limit of {show_seconds(self.record['time_limit'])}"
@@ -348,13 +348,12 @@ class Run:
             waiting += map(int, _read(f"/proc/{pid}/task/{pid}/children").split())
         return Use(ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGESIZE"), 0)
 
-    def _status(self) -> dict[str, Any]:
-        """What its first process has left; nothing where it was killed before."""
-        try:
-            found = json.loads(_read(f"{self.folder}/status")[:_LONGEST])
-        except ValueError:
-            return {}
-        return found if isinstance(found, dict) else {}
+    def _status(self) -> tuple[str, str]:
+        """("exit", code) or ("problem", what kept it from beginning), as its first process has left it; ("", "") where
+        it was killed before."""
+        line, _, rest = _read(f"{self.folder}/status")[-_LONGEST:].strip("\n").partition("\n")
+        word, _, more = line.partition(" ")
+        return (word, more) if rest == "" and word in _WORDS and (word != "exit" or more.isdecimal()) else ("", "")
 
 
 def _read(path: str) -> str:

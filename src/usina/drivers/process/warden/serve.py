@@ -116,8 +116,10 @@ class Client:
             self._serve(json.loads(text))
 
     def send(self, data: bytes) -> None:
+        """Soon, with what else comes meanwhile."""
+        if not self._unsent:
+            self._door.loop.later(0, self._push)
         self._unsent += data
-        self._push()
 
     def _push(self) -> None:
         if self._line.fileno() < 0:
@@ -273,6 +275,7 @@ def main() -> None:
     if os.geteuid() == 0:
         os.setgroups([])
     settings["open_files"] = kernel.set_own_limits()
+    kernel.set_name("usina-warden")
     loop = Loop()
     house = House(loop, state, settings)
     door = Door(loop, house, state, settings["idle"])
@@ -286,6 +289,7 @@ def main() -> None:
             client.close()
         os.unlink(f"{state}/socket")
         house.sandboxes.close()
+        house.spares.clear()
         if house.root:
             unreach(house.place)
         if not house.runs:

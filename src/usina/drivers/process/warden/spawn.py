@@ -1,32 +1,34 @@
 """The sandbox of a run, and its start.
 
-A sandbox is asked for from the `zygote`, as the run's own user. Its first process does nothing before it is told its
-command, so all that must be true of it first (groups, limits, the record of its number, its network) is done between
-the two.
+A sandbox is asked for from a process that is there for that (`sandbox.c`). Its first process does nothing before it is
+told its command, so all that must be true of it first (groups, limits, the record of its number, its network) is done
+between the two.
 
 The command and the environment, with its secrets, show nowhere but in the pipe that they are told by.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
-import json
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
-
-from .zygote import END, MOST
 
 WORK: Final = "/work"
 HOSTNAME: Final = "task"  # of every run without a card, so that one /etc/hosts serves them all
 CARD_FILES: Final = ("resolv.conf", "hosts")  # of those that have one
 GATED: Final = ("outbound", "project")  # networks that are made before the command begins
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_PROGRAM: Final = "import sys; sys.path.append({0!r}); from {1}.zygote import main; main()"
+PROGRAM: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sandbox")
+NO_PROGRAM: Final = "its program for sandboxes is missing: install a C compiler, then Usina again"
+INNER_UID: Final = 1000  # who every run is, inside
+END: Final = b"x"  # of what a sandbox is told; without it, it does not count
+_SHARED_MEMORY: Final = 1 << 30  # bytes of /dev/shm, where the run has no memory limit
+_MOST: Final = 128 << 10  # bytes of a request
+_LINE: Final = 3  # where the program has its socket
 _PIPE: Final = 1 << 16
 MOST_BYTES: Final = 900_000  # of an environment: a pipe holds a mebibyte at most
 
@@ -38,9 +40,9 @@ def environment(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def words(command: Sequence[str], variables: Mapping[str, str]) -> bytes:
-    """What the sandbox is told: how many words the command has, the size of what follows, these words, and names and
-    values of the environment."""
-    told = [*command, *(word for pair in variables.items() for word in pair)]
+    """What the sandbox is told: how many words the command has, the size of what follows, these words, and the
+    environment."""
+    told = [*command, *(f"{name}={value}" for name, value in variables.items())]
     data = b"".join(word.encode("utf-8", "surrogateescape") + b"\0" for word in told)
     return b"%d\0%d\0" % (len(command), len(data)) + data
 
@@ -75,12 +77,16 @@ class Started:
 
 
 class Sandboxes:
-    """Asks the zygote, which is there from the first sandbox on, and made anew if it has gone."""
+    """Asks the program, which runs from the first sandbox on, and is begun anew if it has gone.
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._settings = settings
+    `common`: what is the same for all of them: "open_files", "filter" (hex), "view" (an empty folder), "box" (where the
+    folders of runs are), "read_only".
+    """
+
+    def __init__(self, common: Mapping[str, Any]) -> None:
+        self._common = common
         self._line: socket.socket | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._pid = 0
 
     def make(self, record: Mapping[str, Any], folder: str) -> Started:
         """Raises `OSError`; then nothing was started."""
@@ -114,8 +120,8 @@ class Sandboxes:
         return Started(pid, own, (ours[0], ours[1]), tells)
 
     def _ask(self, wish: bytes, fds: Sequence[int]) -> tuple[int, int]:
-        if len(wish) > MOST:
-            raise OSError(7, "too many files outside the working directory")
+        if len(wish) > _MOST:
+            raise OSError(errno.E2BIG, "too many files outside the working directory")
         try:
             return self._asked(wish, fds)
         except (BrokenPipeError, ConnectionResetError, EOFError):
@@ -125,47 +131,66 @@ class Sandboxes:
     def _asked(self, wish: bytes, fds: Sequence[int]) -> tuple[int, int]:
         line = self._line or self._begin()
         socket.send_fds(line, [wish], fds)
-        data, found, _, _ = socket.recv_fds(line, MOST, 1)
+        data, found, _, _ = socket.recv_fds(line, _MOST, 1)
         if not data:
             raise EOFError
-        answer = json.loads(data)
-        if "error" in answer:
-            raise OSError(answer["number"], f"its sandbox could not be made: {answer['error']}")
+        pid = int(data)
+        if pid < 0:
+            raise OSError(-pid, f"its sandbox could not be made: {os.strerror(-pid)}")
         os.set_inheritable(found[0], False)
-        return answer["pid"], found[0]
+        return pid, found[0]
 
     def _begin(self) -> socket.socket:
+        if not os.path.exists(PROGRAM):
+            raise OSError(errno.ENOENT, NO_PROGRAM)
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        package = os.path.dirname(os.path.abspath(__file__))
-        program = _PROGRAM.format(os.path.dirname(package), os.path.basename(package))
-        command = [sys.executable, "-I", "-S", "-c", program, str(its.fileno())]
-        with its:
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(its.fileno(),), cwd="/", env={})
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError), self._process.stdin as pipe:
-            pipe.write(json.dumps(self._settings).encode())
-        if not ours.recv(MOST):
-            ours.close()
-            self._process.wait()
-            raise OSError(95, "no sandbox can be made on this host; see what the warden said")
         self._line = ours
+        reads, writes = os.pipe()
+        with its:
+            actions = [(os.POSIX_SPAWN_DUP2, reads, 0), (os.POSIX_SPAWN_DUP2, its.fileno(), _LINE)]
+            self._pid = os.posix_spawn(PROGRAM, ["usina-sandbox"], {}, file_actions=actions, setsigmask=[])
+        os.close(reads)
+        with suppress(BrokenPipeError), open(writes, "wb") as pipe:
+            common = self._common
+            pipe.write(_fields(common["open_files"], common["filter"], common["view"], common["box"]))
+            pipe.write(_listed(common["read_only"]))
+        if not ours.recv(_MOST):
+            self.close()
+            raise OSError(errno.EOPNOTSUPP, "no sandbox can be made on this host; see what the warden said")
         return ours
 
     def close(self) -> None:
-        """End the zygote, and nothing else."""
+        """End the program, and no run."""
         if self._line is not None:
             self._line.close()
             self._line = None
-        if self._process is not None:
-            self._process.wait()
-            self._process = None
+        if self._pid:
+            os.waitpid(self._pid, 0)
+            self._pid = 0
 
 
 def _wish(record: Mapping[str, Any]) -> bytes:
     card = record.get("card")
-    wish = {name: record[name] for name in ("handle", "uid", "network", "memory", "extra", "devices", "workdir")}
-    wish |= {"hostname": card["hostname"] if card else HOSTNAME, "etc": CARD_FILES if card else ()}
-    return json.dumps(wish).encode()
+    uid = -1 if record["uid"] is None else record["uid"]
+    own_network = int(record["network"] != "host")
+    memory = record["memory"] or _SHARED_MEMORY
+    hostname = card["hostname"] if card else HOSTNAME
+    return b"".join(
+        (
+            _fields(record["handle"], uid, own_network, memory, hostname, record["workdir"]),
+            _listed(CARD_FILES if card else ()),
+            _listed(record["devices"]),
+            _listed(record["extra"]),
+        )
+    )
+
+
+def _listed(values: Sequence[object]) -> bytes:
+    return _fields(len(values), *values)
+
+
+def _fields(*values: object) -> bytes:
+    return b"".join(os.fsencode(str(value)) + b"\0" for value in values)
 
 
 def _pipe(uid: int | None) -> tuple[int, int]:
