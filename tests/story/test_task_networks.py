@@ -81,6 +81,23 @@ async def test_ranks_know_their_peers(factory: Running) -> None:
             assert said.split() == [address, ",".join(peers), "***", "3", peers[0], "1234"], json.dumps(part)
 
 
+async def test_a_gang_stays_on_one_host_because_its_network_does(factory: Running) -> None:
+    await make(factory, "/hosts", name="h2", driver="fake", options={"cores": 64})
+    wide: Json = {"replicas": 3, "cores": 30, "memory": 1 << 23}
+    apart = await order(factory, "true", **wide)
+    assert (await over(factory, apart))["phase"] == "succeeded"
+    together = await order(factory, "true", network="default", **wide)
+
+    async def story() -> list[str]:
+        return [event["kind"] for event in (await look(factory, f"/stories/{together['id']}"))["items"]]
+
+    await eventually(story, lambda kinds: "task.refused" in kinds)
+    await make(factory, "/hosts", name="h3", driver="fake", options={"cores": 96})
+    await over(factory, together)
+    parts = (await look(factory, f"/tasks/{together['id']}/parts"))["items"]
+    assert {part["host"] for part in parts} == {parts[0]["host"]}
+
+
 async def test_parts_of_an_array_have_an_address_each(factory: Running) -> None:
     array = await order(factory, "echo", "$USINA_ADDRESS", "$USINA_PEERS", network="default", indices=[0, 1])
     await over(factory, array)

@@ -59,7 +59,8 @@ def test_a_network_asks_for_a_host_that_can_give_it() -> None:
         Network.HOST: {"task:host-network"},
         Network.PROJECT: {"task:network"},
     }
-    assert "task:network" in gang_of(task(network=Network.PROJECT, replicas=3), 1.0).needs.traits
+    gang = gang_of(task(network=Network.PROJECT, replicas=3), 1.0)
+    assert "task:network" in gang.needs.traits and gang.arrange == "same"
 
 
 # --- a single one

@@ -109,9 +109,11 @@ def needs_of(task: Task, now: Instant) -> Needs:
 
 
 def gang_of(task: Task, now: Instant) -> Gang:
-    """The parts of a gang, as placement takes them."""
+    """The parts of a gang, as placement takes them. A network of a project is one on each host: on it, a gang stays
+    together."""
     alone = replace(task, spec=replace(task.spec, replicas=1))
-    return Gang(needs_of(alone, now), task.spec.replicas)
+    arrange = "same" if task.spec.network is Network.PROJECT else "pack"
+    return Gang(needs_of(alone, now), task.spec.replicas, arrange=arrange)
 
 
 def _times(request: DeviceRequest, units: int) -> DeviceRequest:

@@ -47,6 +47,7 @@ class _Request:
     done: asyncio.Future[Placed | Refusal]
     amounts: Amounts = _NOTHING  # of quotas, from the placing to the end
     gang: tuple[AnyResource, ...] = ()  # all of these, each with `needs`, or none
+    arrange: str = "pack"  # as `Gang` knows it
 
 
 @dataclass(slots=True)
@@ -91,12 +92,13 @@ class Placer:
         return await done
 
     async def claim_together(
-        self, whole: AnyResource, parts: Sequence[AnyResource], needs: Needs, presences: Sequence[str], lease: Lease
+        self, whole: AnyResource, parts: Sequence[AnyResource], gang: Gang, presences: Sequence[str], lease: Lease
     ) -> Refusal | None:
         """Capacity for every one of `parts`, recorded in one commit under the lease of their whole; or why there is
         not enough, and then none has any."""
         done: asyncio.Future[Placed | Refusal] = asyncio.get_running_loop().create_future()
-        request = _Request(whole, needs, None, tuple(presences), lease, done, amounts_placed(whole.spec), tuple(parts))
+        amounts = amounts_placed(whole.spec)
+        request = _Request(whole, gang.needs, None, tuple(presences), lease, done, amounts, tuple(parts), gang.arrange)
         self._queue.put_nowait(request)
         answer = await done
         return answer if isinstance(answer, Refusal) else None
@@ -222,7 +224,7 @@ class Placer:
 
     def _place_gang(self, batch: _Batch, request: _Request) -> None:
         """Place all parts; the chooser's fleet has their claims already when they are found."""
-        found = place_gang(self._chooser, Gang(self._timed(request.needs), len(request.gang)))
+        found = place_gang(self._chooser, Gang(self._timed(request.needs), len(request.gang), arrange=request.arrange))
         if isinstance(found, Refusal):
             batch.answers.append((request, found))
             return

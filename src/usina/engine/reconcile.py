@@ -269,7 +269,7 @@ class Reconciler:
         begun = [replace(parts[id], status=task_decide.begun(parts[id])) for id in step.parts]
         gang = task_decide.gang_of(job.resource, self._now())
         presences = self._hands[job.resource.kind].presences(job.resource)
-        answer = await self._placer.claim_together(job.resource, begun, gang.needs, presences, job.lease)
+        answer = await self._placer.claim_together(job.resource, begun, gang, presences, job.lease)
         fault("after:PlaceTogether")
         if isinstance(answer, Refusal):
             await self._refused(job, answer)
