@@ -33,7 +33,7 @@ def cards(factory: Running) -> dict[str, int]:
     return {path.name: int(path.read_text()) for path in Path(folder).iterdir()}
 
 
-async def test_it_has_an_address_of_its_own_until_it_is_deleted(factory: Running) -> None:
+async def test_it_has_an_address_of_its_own_until_it_is_over(factory: Running) -> None:
     network = await make(factory, "/networks", name="train", project="main", cidr="10.90.0.0/29")
     tasks = [await order(factory, "sleep", "600", network="train", name=f"t{n}") for n in range(5)]
     assert {task["spec"]["network"] for task in tasks} == {"project"}
@@ -44,24 +44,41 @@ async def test_it_has_an_address_of_its_own_until_it_is_deleted(factory: Running
     mac = first["spec"]["interface"]["mac"]
     assert f"{first['id']}.1-{mac}" in cards(factory)
     full = await order(factory, "true", network="train", status=409)
-    assert full["code"] == "network-full" and "deleted" in full["detail"]
+    assert full["code"] == "network-full" and full["field"] == "network"
+    await delete(factory, "/networks/train", 409)
 
     async with factory.client() as client:
         await client.post(f"/tasks/{first['id']}/stop")
         await over(factory, first)
-        await eventually(lambda: look(factory, "/hosts/h1"), lambda host: host["used"]["cores"] == 4)
-        await client.post(f"/tasks/{first['id']}/rerun")
+        heir = await order(factory, "sleep", "600", network="train", name="heir")
+        assert heir["spec"]["interface"] == first["spec"]["interface"], "what was free is used again"
+        assert (await client.post(f"/tasks/{first['id']}/rerun")).json()["code"] == "network-full"
+        await client.post(f"/tasks/{tasks[1]['id']}/stop")
+        await over(factory, tasks[1])
+        assert (await client.post(f"/tasks/{first['id']}/rerun")).status_code == 202
     again = await phase(factory, first, Phase.RUNNING)
-    assert again["spec"]["interface"] == first["spec"]["interface"], "a rerun keeps its address"
-    assert f"{first['id']}.2-{mac}" in cards(factory)
+    assert again["spec"]["interface"] == tasks[1]["spec"]["interface"]
+    assert f"{first['id']}.2-{again['spec']['interface']['mac']}" in cards(factory)
 
-    await delete(factory, "/networks/train", 409)
-    for task in tasks:
+    for task in [*tasks, heir]:
         await delete(factory, f"/tasks/{task['id']}")
         await factory.gone(task["id"], "tasks")
     assert cards(factory) == {}
     await delete(factory, f"/networks/{network['id']}")
     await factory.gone(network["id"], "networks")
+
+
+async def test_one_that_never_began_keeps_its_address(factory: Running) -> None:
+    before = await order(factory, "sleep", "600")
+    waiting = await order(factory, "true", network="default", after=[{"task": before["id"], "on": "end"}])
+    async with factory.client() as client:
+        for path in (waiting["id"], before["id"]):
+            await client.post(f"/tasks/{path}/stop")
+        await over(factory, waiting)
+        await over(factory, before)
+        again = (await client.post(f"/tasks/{waiting['id']}/rerun")).raise_for_status().json()
+    assert again["spec"]["interface"] == waiting["spec"]["interface"]
+    assert (await over(factory, again))["phase"] == "succeeded"
 
 
 async def test_ranks_know_their_peers(factory: Running) -> None:

@@ -32,7 +32,7 @@ class Addresses:
                     taken.add(address)
                     return address
         raise Conflict(
-            "the network has no free address; machines, and tasks that are over, keep theirs until they are deleted",
+            "the network has no free address",
             field=field,
             code="network-full",
         )

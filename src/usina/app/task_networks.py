@@ -1,4 +1,5 @@
-"""Tasks on networks of their project: every task, or every part of an array or gang, is given an interface at order."""
+"""Tasks on networks of their project: every task, or every part of an array or gang, is given an interface at order,
+and keeps it until it is over."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from usina.app.machine_parts import DEFAULT, CardOrder, card_for
 from usina.app.task_orders import TaskOrder
 from usina.core.grant import Grant
 from usina.core.machine import Interface
-from usina.core.task import gang_environment
+from usina.core.task import TaskSpec, gang_environment
 from usina.core.task_decide import Task
 from usina.core.tenancy import Project
 from usina.store.work import Work
@@ -35,6 +36,16 @@ async def connected(
         addresses = [_interface(part).address for part in parts]
         parts = [_among(part, addresses) for part in parts]
     return whole, parts
+
+
+async def reconnected(context: Context, work: Work, grant: Grant, task: Task, spec: TaskSpec) -> TaskSpec:
+    """What is wished of a task that runs again: on a network, with another address, as its own was freed."""
+    card = spec.interface
+    if card is None or (await context.store.resources.users_of(card.network)).get(card.address) == task.id:
+        return spec
+    project = await context.project(task.project)
+    anew = CardOrder(card.network, card.security_groups)
+    return replace(spec, interface=await card_for(context, work, project, grant, task.id, task.name, anew))
 
 
 def _among(part: Task, addresses: list[str]) -> Task:

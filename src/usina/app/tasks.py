@@ -12,7 +12,7 @@ from usina.app.context import Context
 from usina.app.machine_changes import expect
 from usina.app.machine_parts import AddressTaken, check_needs
 from usina.app.task_machines import machine_for
-from usina.app.task_networks import connected
+from usina.app.task_networks import connected, reconnected
 from usina.app.task_orders import TaskOrder, check_order, network_of
 from usina.core.errors import Conflict, Forbidden, NotFound
 from usina.core.grant import Grant
@@ -230,12 +230,20 @@ async def rerun(context: Context, ref: str, project: str | None = None, if_match
         raise Conflict("an array or gang cannot be run again; order it anew", code="not-again")
     if task.phase not in OVER or task.observed != task.generation:
         raise Conflict(f"it is {task.phase.value}; stop it first", code="not-over")
-    changed: Task = task.wishing(replace(task.spec, stopped=False, reruns=task.spec.reruns + 1), context.now)
-    work = context.work()
-    work.wish(changed, grant)
-    context.tell(work, changed, "changed", f"asked to run again, by {context.actor.name}")
-    await context.commit(work)
-    return changed
+    for attempt in range(8):
+        work = context.work()
+        spec = replace(task.spec, stopped=False, reruns=task.spec.reruns + 1)
+        changed: Task = task.wishing(await reconnected(context, work, grant, task, spec), context.now)
+        work.wish(changed, grant)
+        context.tell(work, changed, "changed", f"asked to run again, by {context.actor.name}")
+        try:
+            await context.commit(work)
+            return changed
+        except AddressTaken as error:  # another control plane was quicker; look again
+            await context.house.addresses.learn(error.network)
+            if attempt == 7:
+                raise
+    raise AssertionError("unreachable")
 
 
 async def delete(context: Context, ref: str, project: str | None = None, if_match: int | None = None) -> Task:

@@ -32,8 +32,8 @@ class Restart(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """A network card of a guest or a task. `mac` and `address` are given at order and stay for life; the whole of an
-    array or gang has neither, its parts have."""
+    """A network card of a guest or a task. `mac` and `address` are given at order and stay for life, or until a task is
+    over; the whole of an array or gang has neither, its parts have."""
 
     network: str  # network id
     mac: str

@@ -211,7 +211,7 @@ class TaskHand:
     # --- the end
 
     async def finish(self, task: Task, view: View, work: Work, lease: Lease) -> TaskStatus:
-        """Keep log and outputs, and tell who waits for it."""
+        """Keep log and outputs, free its address, and tell who waits for it."""
         end = self._end(task, view)
         status: TaskStatus = self._final(task, end)
         if isinstance(view.sight, Ended) and task.provider is not None:
@@ -222,6 +222,8 @@ class TaskHand:
                 status = await self._keep_outputs(driver, task, status, work, lease)
         if end.usage is not None:
             writers.keep_sample(work, task.id, status.run, end.usage)
+        if task.spec.interface is not None:
+            writers.free_interface(work, task.id, task.name, task.spec.interface, lease)
         self._tell_others(task, work)
         return status
 

@@ -12,6 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from usina.core.errors import NotFound
 from usina.core.grant import Grant, Proof
+from usina.core.machine import Interface
 from usina.core.resource import AnyResource, Kind, Phase
 from usina.core.task import Usage
 from usina.core.task_decide import OVER, Part
@@ -242,6 +243,14 @@ def forget(work: Work, task: str, proof: Proof) -> None:
     """All that was kept of a task besides its row."""
     work.write(FREE, _FORGET_LOG, {"b_task": task})
     work.write(FREE, _FORGET_USAGE, {"b_task": task})
+
+
+def free_interface(work: Work, task: str, name: str, card: Interface, proof: Proof) -> None:
+    """The address, the name on the network and the security groups of a task that is over are others' to use."""
+    work.release(f"use:{card.network}", card.address, task, proof)
+    work.release(f"dns:{card.network}", name, task, proof)
+    for group in card.security_groups:
+        work.release(f"use:{group}", f"{task}/{card.mac}", task, proof)
 
 
 def own_blob(work: Work, project: str, digest: str, size: int, at: Instant, proof: Proof) -> None:
