@@ -294,7 +294,10 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A snapshot of one provider: inventory, what is taken, and the generation it was read at."""
+    """A snapshot of one provider: inventory, what is taken, and the generation it was read at.
+
+    The generation counts what may take room away; `releases` what only gives some back.
+    """
 
     id: str
     name: str
@@ -314,6 +317,7 @@ class Provider:
     reachable: bool = True
     seen_at: Instant = 0.0
     terms: Terms = Terms()
+    releases: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 The snapshot is a `Fleet` that the placer keeps, so that a burst of orders costs each host a look only when it changed.
 A provider's generation guards the claim. If any provider changed since the snapshot (another control plane, an
-operator, a release), nothing of the batch is written; what changed is read anew and the batch placed again.
+operator), nothing of the batch is written; what changed is read anew and the batch placed again. What was only released
+since is found with the next reading, and always before anything is refused.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class Placer:
         self._chooser = Chooser(self._fleet, policies.default, by_group=policies.by_group)
         self._history = History()
         self._generation: dict[str, int] = {}  # provider -> the generation the fleet shows
+        self._releases: dict[str, int] = {}  # provider -> those that the fleet has seen
         self._spoiled: set[str] = set()  # providers on which the fleet shows what was never written
         self._read_at: float | None = None
 
@@ -166,12 +168,14 @@ class Placer:
         hosts = await self._store.hosts.all()
         for host in hosts:
             provider = host.provider
-            if provider.generation != self._generation.get(provider.id) or provider.id in self._spoiled:
+            known = self._generation.get(provider.id), self._releases.get(provider.id)
+            if (provider.generation, provider.releases) != known or provider.id in self._spoiled:
                 self._fleet.put(provider)
                 self._generation[provider.id] = provider.generation
+                self._releases[provider.id] = provider.releases
         for gone in self._generation.keys() - {host.id for host in hosts}:
             self._fleet.drop(gone)
-            del self._generation[gone]
+            del self._generation[gone], self._releases[gone]
         self._spoiled.clear()
         self._read_at = now
         return False

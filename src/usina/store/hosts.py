@@ -133,6 +133,7 @@ def add(work: Work, host: Host, grant: Grant) -> None:
         "also": rows.encode(host.also),
         "state": provider.state.value,
         "generation": provider.generation,
+        "releases": 0,
         "inventory": rows.encode(provider.inventory),
         "cordoned_devices": b"[]",
         "cpu_ratio": provider.cpu_ratio,

@@ -163,6 +163,7 @@ def provider(row: Row[Any], held: list[Claim]) -> Provider:
         driver=row.driver,
         state=HostState(row.state),
         generation=row.generation,
+        releases=row.releases,
         inventory=inventory(row.inventory),
         cpu_ratio=row.cpu_ratio,
         used_cores=cores(row.used_cores),

@@ -100,6 +100,7 @@ providers = Table(
     Column("also", LargeBinary, nullable=False, default=b"{}"),  # further drivers of the same host: name -> options
     Column("state", String, nullable=False),
     Column("generation", Integer, nullable=False, default=1),
+    Column("releases", BigInteger, nullable=False, default=0),  # of claims, which no claim needs to mind
     Column("inventory", LargeBinary, nullable=False),
     Column("cordoned_devices", LargeBinary, nullable=False, default=b"[]"),
     Column("cpu_ratio", Double, nullable=False, default=1.0),

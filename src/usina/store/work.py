@@ -151,7 +151,7 @@ _GIVE_BACK = (
     update(providers)
     .where(providers.c.id == _b("b_provider"))
     .values(
-        generation=providers.c.generation + 1,
+        releases=providers.c.releases + 1,  # not its generation: a claim that fits, fits all the more
         used_cores=providers.c.used_cores - _b("b_cores"),
         used_memory=providers.c.used_memory - _b("b_memory"),
         used_disk=providers.c.used_disk - _b("b_disk"),
