@@ -84,7 +84,7 @@ def show(network: NetworkName, project: Project = None, output: Out = Output.TAB
 def delete(
     network: NetworkName, project: Project = None, yes: Yes = False, wait: Wait = True, timeout: Timeout = PATIENCE
 ) -> None:
-    """Delete a network. Refused while machines are on it.
+    """Delete a network. Refused while machines or tasks are on it.
 
     Examples:
       usina network delete lab

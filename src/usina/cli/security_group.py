@@ -102,7 +102,7 @@ def rules(
     timeout: Timeout = PATIENCE,
     output: Out = Output.TABLE,
 ) -> None:
-    """Replace the rules of a security group. Takes effect on running machines.
+    """Replace the rules of a security group. Takes effect on what runs.
 
     Examples:
       usina security-group rules web in:tcp:22 in:tcp:443 out:all
@@ -118,7 +118,7 @@ def rules(
 def delete(
     group: Group, project: Project = None, yes: Yes = False, wait: Wait = True, timeout: Timeout = PATIENCE
 ) -> None:
-    """Delete a security group. Refused while machines use it.
+    """Delete a security group. Refused while machines or tasks use it.
 
     Examples:
       usina security-group delete web

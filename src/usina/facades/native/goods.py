@@ -112,7 +112,7 @@ async def create_group(context: Caller, body: GroupIn) -> Response:
 async def set_rules(
     context: Reader, ref: RefPath, body: RulesIn, if_match: IfMatch, project: ProjectQuery = None
 ) -> Response:
-    """Takes effect on running machines."""
+    """Takes effect on running machines and tasks."""
     return one(await goods.set_rules(context, ref, _rules(body.rules), project, if_match))
 
 
