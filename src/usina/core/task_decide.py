@@ -48,6 +48,7 @@ class Gate:
     waits_for: str = ""
     hopeless: str = ""
     host: str | None = None  # the only one on which it may
+    unheard: bool = False  # nobody wakes it when what it waits for has come
 
     @property
     def holds(self) -> bool:
@@ -177,9 +178,16 @@ def _unplaced(task: Task, view: View, now: Instant) -> Decision:
         answer = Answer("Finished", False, "dependency-failed", view.gate.hopeless)
         return Decision(Phase.FAILED, settled=True, answers=(answer,))
     if view.gate.waits_for:
-        return Decision(Phase.PENDING, answers=(Answer("Started", False, "waiting", view.gate.waits_for),))
+        answer = Answer("Started", False, "waiting", view.gate.waits_for)
+        due = now + _patience(now - task.created_at) if view.gate.unheard else None
+        return Decision(Phase.PENDING, due=due, answers=(answer,))
     needs = needs_of(task, now)
     return Decision(Phase.PENDING, steps=(Place(replace(needs, host=view.gate.host or needs.host)),))
+
+
+def _patience(waited: float) -> float:
+    """Seconds until it looks again: a machine that was ordered just now is soon there."""
+    return min(15.0, max(1.0, waited / 20))
 
 
 def _absent(task: Task, view: View, now: Instant) -> Decision:

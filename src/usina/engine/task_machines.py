@@ -18,7 +18,7 @@ async def gate_of_machine(store: Store, task: Task) -> Gate:
     if machine is None or machine.deleting:
         return Gate(hopeless=_GONE)
     if machine.phase is not Phase.RUNNING or machine.provider is None:
-        return Gate(waits_for=f"waits for machine {machine.name}, which is {machine.phase.value}")
+        return Gate(waits_for=f"waits for machine {machine.name}, which is {machine.phase.value}", unheard=True)
     return Gate(host=machine.provider)
 
 

@@ -78,7 +78,7 @@ class Box:
 
     def sh(self, script: str) -> str:
         """Run something in it as root, beside SSH."""
-        command = ["nsenter", "--target", str(self.pid), "--all", "--", "/bin/sh", "-c", script]
+        command = ["nsenter", "--target", str(self.pid), "--all", "--root", "--wd", "--", "/bin/sh", "-c", script]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
 
     async def dial(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

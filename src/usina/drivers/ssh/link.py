@@ -196,7 +196,8 @@ class Link:
         match error:
             case _ if client.stranger:
                 return Stranger(
-                    "the machine has another SSH host key than it had, so it may be another one; it is left alone"
+                    "the machine has another SSH host key than it had, so it may be another one; it is left alone",
+                    lasting=True,
                 )
             case asyncssh.PermissionDenied():
                 return NotLetIn(

@@ -90,10 +90,11 @@ def taken(mark: Mark, read: Reading, hidden: Sequence[bytes], skew: int) -> list
     """The new lines of a reading; `mark` is moved past them. `skew`: milliseconds that the machine is ahead."""
     lines: list[bytes] = []
     for at, o, e, size in _ticks(read):
-        if o > read.o_from + len(read.o) or e > read.e_from + len(read.e):
-            break  # the next reading has what it tells of
-        _lines(lines, mark.o, b"o", at - skew, read.o, read.o_from, o, hidden)
-        _lines(lines, mark.e, b"e", at - skew, read.e, read.e_from, e, hidden)
+        o_end, e_end = read.o_from + len(read.o), read.e_from + len(read.e)
+        _lines(lines, mark.o, b"o", at - skew, read.o, read.o_from, min(o, o_end), hidden)
+        _lines(lines, mark.e, b"e", at - skew, read.e, read.e_from, min(e, e_end), hidden)
+        if o > o_end or e > e_end:
+            break  # the next reading has the rest of what it tells of
         mark.ticks += size
     else:
         last = read.over and read.complete
@@ -121,23 +122,24 @@ def _lines(
     edge = max((len(secret) for secret in hidden), default=1) - 1  # bytes of a secret that was cut through
     if stream.at < start:
         stream.at, stream.skipping = start, start > 0  # the machine has dropped what was between
-    while stream.at < end:
-        rest = data[stream.at - start : end - start]
-        length = rest.find(b"\n")
+    here, stop = stream.at - start, end - start
+    while here < stop:
+        newline = data.find(b"\n", here, stop)
         if stream.skipping:
-            stream.at += length + 1 if length >= 0 else len(rest)
-            stream.skipping = length < 0
-        elif length >= 0:
-            lines.append(_line(at, word, rest[:length], hidden))
-            stream.at += length + 1
-        elif len(rest) > LINE + edge:
-            lines.append(_line(at, word, rest[: LINE + edge], hidden, edge))
+            here = newline + 1 if newline >= 0 else stop
+            stream.skipping = newline < 0
+        elif newline >= 0:
+            lines.append(_line(at, word, data[here:newline], hidden))
+            here = newline + 1
+        elif stop - here > LINE + edge:
+            lines.append(_line(at, word, data[here : here + LINE + edge], hidden, edge))
             stream.skipping = True
+        elif last:
+            lines.append(_line(at, word, data[here:stop], hidden))
+            here = stop
         else:
-            if last:
-                lines.append(_line(at, word, rest, hidden))
-                stream.at = end
-            return
+            break
+    stream.at = start + here
 
 
 def _line(at: int, word: bytes, text: bytes, hidden: Sequence[bytes], edge: int = 0) -> bytes:
