@@ -24,9 +24,11 @@ from usina.core.lifecycle import (
     Stop,
 )
 from usina.core.machine import Absent, Restart, Unreachable
+from usina.core.quota import amounts_placed
 from usina.core.resource import Kind, Phase, Resource
 from usina.core.task import End, Ended, Network, Queued, Running, Sight, TaskSpec, TaskStatus
 from usina.core.task_decide import OVER, Gate, Part, Task, View, begun, decide, gang_of, needs_of, phase_of
+from usina.core.tenancy import MEASURES, Amounts
 
 CLAIM = Claim("hst-1", cores=1, memory=1024)
 SPEC = TaskSpec(on="local", command=("true",))
@@ -286,3 +288,19 @@ def test_a_stopped_array_ends_what_is_left_and_a_deleted_one_waits_for_its_parts
     assert whole(*parts, indices=(0, 1, 2), stopped=True).steps == (EndParts(("tsk-11", "tsk-12")),)
     assert whole(*parts, indices=(0, 1, 2), deleting=True).steps == ()
     assert steps(whole(indices=(0, 1, 2), deleting=True)) == [Forget]
+
+
+def test_a_task_in_a_machine_claims_nothing_on_the_machines_host() -> None:
+    inside = task(on="machine", machine="mch-1", cores=8.0, memory=1 << 30, network=Network.OUTBOUND)
+    needs = needs_of(inside, 1.0)
+    assert (needs.cores, needs.memory, needs.disk, needs.traits) == (0, 0, 0, {"task:machine"})
+    assert not any(vars_of(amounts_placed(inside.spec)))
+    unplaced = replace(inside, status=TaskStatus())
+    [place] = decide(unplaced, None, View(gate=Gate(host="hst-7")), 1.0).steps
+    assert isinstance(place, Place) and place.needs.host == "hst-7"
+    waiting = decide(unplaced, None, View(gate=Gate("waits for machine box", unheard=True)), 1.0)
+    assert not waiting.steps and waiting.due is not None and 1.0 < waiting.due <= 16.0, "nobody wakes it"
+
+
+def vars_of(amounts: Amounts) -> list[float]:
+    return [getattr(amounts, measure) for measure in MEASURES]

@@ -99,6 +99,7 @@ class Link:
     pins: Pins
     _connections: list[_Connection] = field(default_factory=list)
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _carrying: set[asyncio.Task[None]] = field(default_factory=set)  # to ports
 
     @asynccontextmanager
     async def process(self, script: str, *words: str, root: bool = True, terminal: str = "") -> AsyncIterator[Process]:
@@ -142,10 +143,13 @@ class Link:
             raise DriverError(f"port {port} of the task does not answer", detail=str(error)) from error
         near, far = socket.socketpair()
         bridge = Bridge(await asyncio.open_connection(sock=far), (reader, writer))
-        bridge.start()
+        self._carrying.add(bridge.start())
+        self._carrying = {task for task in self._carrying if not task.done()}
         return await asyncio.open_connection(sock=near)
 
     async def close(self) -> None:
+        for task in self._carrying:
+            task.cancel()
         connections, self._connections = self._connections, []
         for connection in connections:
             connection.ssh.abort()
@@ -222,8 +226,9 @@ class Bridge:
         self._one, self._other = one, other
         self._carrying: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
+    def start(self) -> asyncio.Task[None]:
         self._carrying = asyncio.create_task(self._carry())
+        return self._carrying
 
     async def _carry(self) -> None:
         try:
