@@ -65,7 +65,14 @@ def test_a_run_that_runs_or_is_lost() -> None:
     assert found("tsk-1.1 making", NOTE, 1.0) == Found("tsk-1.1", None)
 
 
-@pytest.mark.parametrize("line", ["", "x", "tsk-1.1 end 1", "tsk-1.1 running a b c d", "tsk-1.1 dance 1 2"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "", "x", "tsk-1.1 end 1", "tsk-1.1 running a b c d", "tsk-1.1 dance 1 2", "tsk-1.1 running inf 1 1 1",
+        "tsk-1.1 running nan 1 1 1", "tsk-1.1 running 1e300 1 1 1", "tsk-1.1 running 1.0 -1 1 1",
+        f"tsk-1.1 running 1.0 1 {1 << 80} 1", "tsk-1.1 lost -1e300 boot",
+    ],
+)  # fmt: skip
 def test_what_is_broken_off_says_nothing(line: str) -> None:
     assert found(line, NOTE, 1.0) is None
 

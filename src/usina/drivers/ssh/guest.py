@@ -20,13 +20,15 @@ from usina.core.task import End, Ended, Running, Sight, Usage
 from usina.drivers.ssh import scripts
 from usina.drivers.ssh.link import Link, Process
 from usina.drivers.ssh.notes import Note, Notes
-from usina.drivers.ssh.sights import found
+from usina.drivers.ssh.sights import Found, found
 from usina.ports.driver import Beside, DriverError, HostUnreachable
 
 EVERY = 3.0  # seconds between looks that nobody asked for
 RARELY = 15.0  # the same where nothing runs, or nothing answers
 ANSWER = 15.0  # seconds that a look may take
-_LINE = 4096
+_PIECE = 65536
+_LINE = 1 << 20  # bytes without an end of line
+_LINES = 100_000  # of one look
 
 
 @dataclass(slots=True)
@@ -138,7 +140,7 @@ class Guest:
         await asyncio.wait([hello, reading], return_when=asyncio.FIRST_COMPLETED)
         if not hello.done():
             hello.cancel()
-            words = (await process.stderr.read(_LINE)).decode(errors="replace").strip().splitlines()
+            words = (await process.stderr.read(_PIECE)).decode(errors="replace").strip().splitlines()
             raise HostUnreachable(f"nothing can be done as root in the machine: {words[-1] if words else 'no words'}")
 
     async def _ask(self, process: Process) -> None:
@@ -164,25 +166,32 @@ class Guest:
                 self._asked.pop(word, None)
 
     async def _read(self, process: Process) -> None:
+        """Until it ends, or says more than any machine has to say."""
         lines: list[str] = []
+        rest = b""
         with contextlib.suppress(asyncssh.Error, OSError):
-            async for raw in process.stdout:
-                line = raw.decode(errors="replace").rstrip("\n")
-                if line.startswith(". "):
+            while (data := await process.stdout.read(_PIECE)) and len(rest) < _LINE and len(lines) < _LINES:
+                *whole, rest = (rest + data).split(b"\n")
+                for line in (raw.decode(errors="replace") for raw in whole):
+                    if not line.startswith(". "):
+                        lines.append(line)
+                        continue
                     self._process = process
                     self._take(lines)
                     lines = []
                     answer = self._asked.get(line[2:])
                     if answer is not None and not answer.done():
                         answer.set_result(None)
-                else:
-                    lines.append(line)
 
     def _take(self, lines: list[str]) -> None:
         """All runs as they are now."""
         now = time.time()
-        told = [found(line, self.notes.get(line.partition(" ")[0]), now) for line in lines]
-        good = {one.handle: one for one in told if one is not None}
+        good: dict[str, Found] = {}
+        for line in lines:
+            note = self.notes.get(line.partition(" ")[0])
+            if note is None or note.inside.machine == self.machine:  # a machine may only speak of its own runs
+                one = found(line, note, now)
+                good |= {one.handle: one} if one is not None else {}
         self.usages = {handle: one.usage for handle, one in good.items() if one.usage is not None}
         self.making = {handle for handle, one in good.items() if one.sight is None}
         self.looked_at = time.monotonic()

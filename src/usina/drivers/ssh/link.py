@@ -25,6 +25,7 @@ SESSIONS = 8  # of one connection
 CONNECT = 20.0  # seconds; an emulated machine takes some for the exchange of keys
 ALIVE = 5.0  # seconds between signs of life, of which three may be missed
 _PIECE = 1 << 16
+_MOST = 64 << 20  # bytes of one answer
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Dial = Callable[[str, str, int], Awaitable[Streams]]
@@ -124,7 +125,12 @@ class Link:
         """Run it to its end."""
         try:
             async with asyncio.timeout(limit), self.process(script, *words, root=root) as made:
-                out, err = await made.communicate(stdin)
+                sending = asyncio.create_task(_send(made, stdin))
+                try:
+                    out, err = await asyncio.gather(_heard(made.stdout), _heard(made.stderr))
+                    await made.wait_closed()
+                finally:
+                    sending.cancel()
                 code = _code(made)
         except TimeoutError:
             raise HostUnreachable(f"the machine did not answer within {limit:g} s") from None
@@ -132,7 +138,7 @@ class Link:
             raise HostUnreachable("SSH in the machine broke off", detail=str(error)) from error
         if code is None:
             raise HostUnreachable("SSH in the machine broke off")
-        return Done(code, bytes(out or b""), bytes(err or b"").decode(errors="replace").strip())
+        return Done(code, out, err.decode(errors="replace").strip())
 
     async def reach(self, port: int) -> Streams:
         """A port of the machine's loopback, by way of its sshd. Raises `DriverError`."""
@@ -250,6 +256,23 @@ async def _carry(reader: Reader, writer: Writer) -> None:
             await writer.drain()
     with contextlib.suppress(OSError, asyncssh.Error, RuntimeError):
         writer.write_eof()
+
+
+async def _send(made: Process, data: bytes) -> None:
+    with contextlib.suppress(OSError, asyncssh.Error):
+        made.stdin.write(data)
+        await made.stdin.drain()
+        made.stdin.write_eof()
+
+
+async def _heard(reader: asyncssh.SSHReader[bytes]) -> bytes:
+    """All that it says. Raises `DriverError` where that is more than anybody asked for."""
+    said = bytearray()
+    while data := await reader.read(_PIECE):
+        said += data
+        if len(said) > _MOST:
+            raise DriverError("the machine says more than it was asked for", lasting=True)
+    return bytes(said)
 
 
 def _code(made: Process) -> int | None:

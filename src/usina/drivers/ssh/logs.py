@@ -108,7 +108,7 @@ def _ticks(read: Reading) -> Iterable[tuple[int, int, int, int]]:
     """(milliseconds, size of o, size of e, bytes of the tick itself), as far as they are whole."""
     for line in read.t[: read.t.rfind(b"\n") + 1].splitlines(keepends=True):
         words = line.split()
-        if len(words) == 3 and all(word.isdigit() for word in words):
+        if len(words) == 3 and all(word.isdigit() and len(word) < 16 for word in words):
             yield int(words[0]), int(words[1]), int(words[2]), len(line)
         else:
             yield 0, 0, 0, len(line)

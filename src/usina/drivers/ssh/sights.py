@@ -1,4 +1,7 @@
-"""What the watch in a machine says → what Usina sees. Pure."""
+"""What the watch in a machine says → what Usina sees. Pure.
+
+A machine is its owner's, who may have it say anything: numbers are bounded here, and words cleaned.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +35,14 @@ def found(line: str, note: Note | None, now: Instant) -> Found | None:
         match word:
             case "running":
                 at, cpu, memory, peak = rest.split()
-                usage = Usage(int(cpu) / 1e6, int(memory), int(peak), at=now)
-                return Found(handle, Running(float(at) - skew), usage)
+                usage = Usage(_count(cpu) / 1e6, _count(memory), _count(peak), at=now)
+                return Found(handle, Running(_moment(at) - skew), usage)
             case "end":
                 return Found(handle, _moved(_ended(rest, note), skew))
             case "lost":
                 at, _, why = rest.partition(" ")
                 message = _BOOT if why == "boot" else _KEEPER
-                return Found(handle, Ended(now, End.NODE_FAILED, message=message, since=float(at) - skew))
+                return Found(handle, Ended(now, End.NODE_FAILED, message=message, since=_moment(at) - skew))
             case "making":
                 return Found(handle, None)
     except ValueError:  # broken off, or meddled with
@@ -50,11 +53,12 @@ def found(line: str, note: Note | None, now: Instant) -> Found | None:
 def _ended(text: str, note: Note | None) -> Ended:
     """`began up asked result code status up cpu peak [why]`; `up` in seconds since the boot."""
     began, up, asked, result, word, status, down, cpu, peak, *why = text.split(" ", 9)
-    at = float(began) + max(0.0, float(down) - float(up))
+    since = _moment(began)
+    at = since + max(0.0, _moment(down) - _moment(up))
     reason = why[0].strip() if why else ""
     code = code_of(word, status)
-    usage = Usage(int(cpu) / 1e6, 0, int(peak), at=at)
-    end = Ended(at, End.EXITED, code, since=float(began), usage=usage)
+    usage = Usage(_count(cpu) / 1e6, 0, _count(peak), at=at)
+    end = Ended(at, End.EXITED, code, since=since, usage=usage)
     if asked == "1":
         return replace(end, how=End.STOPPED)
     if result == "none" or reason:
@@ -76,13 +80,26 @@ def _too_much(note: Note | None) -> str:
 
 
 def _plain(reason: str) -> str:
-    return reason.removeprefix("usina: ")
+    return "".join(letter for letter in reason.removeprefix("usina: ")[:300] if letter.isprintable())
+
+
+def _moment(text: str) -> float:
+    """Seconds. Raises `ValueError` for what no clock says."""
+    if not 0 <= (value := float(text)) < 1e11:
+        raise ValueError(text[:40])
+    return value
+
+
+def _count(text: str) -> int:
+    if not 0 <= (value := int(text)) < 1 << 62:
+        raise ValueError(text[:40])
+    return value
 
 
 def code_of(word: str, status: str) -> int | None:
     """An exit code of systemd's $EXIT_CODE and $EXIT_STATUS: a signal's is 128 and its number."""
     if word == "exited":
-        return int(status)
+        return min(255, _count(status))
     if word in ("killed", "dumped"):
         number = getattr(signal, f"SIG{status}", None)
         return 128 + int(number) if number is not None else 255
