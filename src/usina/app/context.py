@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -15,7 +15,7 @@ from usina.app.near import Near
 from usina.core.clock import Clock
 from usina.core.errors import Conflict, NotFound, QuotaExceeded, Unauthenticated, UsinaError
 from usina.core.event import Event
-from usina.core.grant import Grant, permit
+from usina.core.grant import Grant, Lease, permit
 from usina.core.ids import Ids, is_id
 from usina.core.quota import excess, total
 from usina.core.resource import AnyResource, Kind
@@ -27,8 +27,22 @@ from usina.ports.driver import DriverPlugin
 from usina.ports.fleet import Hosts
 from usina.ports.library import Library
 from usina.ports.vault import Vault
+from usina.store.leases import Leased
 from usina.store.store import Store
 from usina.store.work import Work
+
+
+class Engine(Protocol):
+    """What is told of orders."""
+
+    def lease(self, id: str) -> Lease | None:
+        """A lease to be written with an order, which can then be begun without another commit; None where the order
+        shall wait its turn."""
+        ...
+
+    def hint(self, leased: Sequence[Leased] = ()) -> None:
+        """Something was ordered; and what was ordered with a lease."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,7 @@ class House:
     store: Store
     clock: Clock
     ids: Ids
-    hint: Callable[[], None]
+    engine: Engine
     library: Library
     hosts: Hosts
     plugins: Mapping[str, DriverPlugin]
@@ -164,7 +178,7 @@ class Context:
     def order(self, work: Work, resource: AnyResource, grant: Grant) -> None:
         """Write an order: the resource, its name, its first event. What it counts is charged apart."""
         work.name(resource, grant)
-        work.order(resource, grant, due=self.now)
+        work.order(resource, grant, due=self.now, lease=self.house.engine.lease(resource.id))
         self.tell(work, resource, "ordered", f"ordered by {self.actor.name}")
 
     def tell(
@@ -192,7 +206,7 @@ class Context:
             await work.commit()
         except QuotaExceeded as error:
             raise await self._explained(error, wanted or Amounts()) from None
-        self.house.hint()
+        self.house.engine.hint(work.leased)
 
     def charge(self, work: Work, made: Sequence[AnyResource], grant: Grant) -> Amounts:
         """Count what is ordered, all of one project, against its quota and its tenant's."""

@@ -253,8 +253,9 @@ class Fleet:
     async def _look_forever(self, post: _Post) -> None:
         """Look where hints point, a moment later: most are echoes of the reconciler's own deeds, which it has seen."""
         while True:
+            quiet = not post.hint.is_set()
             await post.hint.wait()
-            await asyncio.sleep(SOON if post.stack else GATHER)
+            await asyncio.sleep(GATHER if not post.stack else 0 if quiet else SOON)
             post.hint.clear()
             hinted, post.hinted = post.hinted, set()
             try:

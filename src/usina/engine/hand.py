@@ -20,6 +20,7 @@ class Held:
 
     claim: Claim | None
     everywhere: tuple[Claim, ...] = ()
+    whole: AnyResource | None = None  # what it is a part of, as it was when this was leased
 
 
 class Report(Protocol):

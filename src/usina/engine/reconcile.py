@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -53,6 +53,7 @@ log = structlog.get_logger()
 
 ROUNDS = 24  # looks per lease; a resource that needs more is leased again
 PARALLEL = 256
+IDLE = 4  # resources under way, while a new order is begun at once
 POLL = 0.5  # seconds between sweeps for what no hint announced
 SLOW = 0.5  # seconds after which a step is told at once
 _BRINGING = (Define, Rebuild, AttachInterface)
@@ -79,24 +80,42 @@ class Reconciler:
         self._hint = asyncio.Event()
         self._pace = Pace()
         self._running: set[asyncio.Task[None]] = set()
+        self._at_work = False
 
-    def hint(self) -> None:
-        """Something was ordered. Carries no meaning; forgetting to call it costs at most one poll."""
+    def lease(self, id: str) -> Lease | None:
+        """For an order that comes while there is little to do."""
+        idle = self._at_work and len(self._running) < IDLE
+        return self._leases.of(id, self._clock.now() + TTL) if idle else None
+
+    def hint(self, leased: Sequence[Leased] = ()) -> None:
+        """Something was ordered. Forgetting to call it costs at most one poll; or, of what is leased, its lease."""
         self._pace.ordered()
+        self._begin(leased)
         self._hint.set()
 
     async def wake(self, ids: list[str]) -> None:
-        """Make resources due now."""
-        await self._leases.wake(ids, self._clock.now())
+        """Look at these now, or soon."""
+        if self._at_work:
+            self._begin(await self._leases.take_these(ids, self._clock.now(), PARALLEL - len(self._running)))
+        else:
+            await self._leases.wake(ids, self._clock.now())
         self._hint.set()
+
+    def _begin(self, leased: Iterable[Leased]) -> None:
+        for one in leased:
+            task = asyncio.create_task(self._guarded(one), name=one.resource.id)
+            self._running.add(task)
+            task.add_done_callback(self._finished)
 
     async def run(self) -> None:
         """Work until cancelled; then let what is under way finish its step and return the leases."""
         renewing = asyncio.create_task(self._renew_forever(), name="renew leases")
+        self._at_work = True
         try:
             while True:
                 await self._sweep()
         finally:
+            self._at_work = False
             renewing.cancel()
             for task in self._running:
                 task.cancel()
@@ -111,10 +130,7 @@ class Reconciler:
         self._pace.took(len(leased) if room > 0 else PARALLEL)
         if len(leased) < room:
             self._pace.rested()
-        for one in leased:
-            task = asyncio.create_task(self._guarded(one), name=one.resource.id)
-            self._running.add(task)
-            task.add_done_callback(self._finished)
+        self._begin(leased)
         if not leased:
             try:
                 async with asyncio.timeout(POLL):
@@ -152,7 +168,7 @@ class Reconciler:
         capacity = next((c for c in leased.claims if c.cores or c.memory or c.disk), None)
         if capacity is None and leased.resource.provider:
             capacity = next((c for c in leased.claims if c.provider == leased.resource.provider), None)
-        job = Job(leased.resource, Held(capacity, leased.claims), leased.lease, leased.resource.phase)
+        job = Job(leased.resource, Held(capacity, leased.claims, leased.whole), leased.lease, leased.resource.phase)
         try:
             await self._reconcile(job)
         except LeaseLost:
@@ -258,7 +274,7 @@ class Reconciler:
             await self._refused(job, answer)
             return False
         job.resource, claim = answer
-        job.held = Held(claim, (claim,))
+        job.held = replace(job.held, claim=claim, everywhere=(claim,))
         return True
 
     async def _place_together(self, job: Job, step: PlaceTogether) -> bool:

@@ -66,7 +66,7 @@ class TaskHand:
             parts = await self._store.tasks.parts(task.id)
             return View(parts=parts, gate=Gate() if task.status.admitted else await self._gate(task))
         if held.claim is None:
-            view = await self._in_its_whole(task) if task.spec.parent else View()
+            view = _in_its_whole(task, held)
             anew = task.status.run == 0 or task.spec.reruns > task.status.reruns
             if anew and not task.spec.parent:
                 view = replace(view, gate=await self._gate(task))
@@ -79,7 +79,7 @@ class TaskHand:
         self._fleet.saw(held.claim.provider, handle, sight, task.spec.on)
         if isinstance(sight, Ended) and task.spec.restart is Restart.NEVER:
             return View(sight)  # nothing else matters any more
-        view = await self._in_its_whole(task) if task.spec.parent else View()
+        view = _in_its_whole(task, held)
         idle = await self._idle_since(task) if task.spec.idle_limit and isinstance(sight, Running) else None
         well = await self._ask(driver, task, handle) if isinstance(sight, Running) else None
         return replace(view, sight=sight, idle_since=idle, well=well)
@@ -111,15 +111,6 @@ class TaskHand:
             elif one.on is Fulfils.SUCCESS and other.phase is not Phase.SUCCEEDED:
                 return Gate(hopeless=f"{other.name}, which it waits for, has {other.phase.value}")
         return Gate(waits_for=f"waits for {', '.join(waits)}" if waits else "")
-
-    async def _in_its_whole(self, task: Task) -> View:
-        whole = await self._store.resources.get(task.spec.parent)
-        if whole is None or whole.deleting or whole.spec.stopped or whole.status.how is not None:
-            return View(ending=True)
-        if whole.spec.replicas > 1:
-            return View(gate=Gate("waits for its gang"))
-        turn = whole.spec.indices.index(task.spec.index) < whole.status.admitted
-        return View(gate=Gate("" if turn else "waits for its turn"))
 
     async def _idle_since(self, task: Task) -> Instant:
         last = await self._store.events.last_at(task.id, "task.accessed")
@@ -315,6 +306,19 @@ class TaskHand:
     def leave(self, task: Task, work: Work, lease: Lease) -> None:
         writers.forget(work, task.id, lease)
         self._tell_others(task, work)
+
+
+def _in_its_whole(task: Task, held: Held) -> View:
+    """What the array or gang that a task is a part of means for it."""
+    whole = held.whole
+    if not task.spec.parent:
+        return View()
+    if whole is None or whole.deleting or whole.spec.stopped or whole.status.how is not None:
+        return View(ending=True)
+    if whole.spec.replicas > 1:
+        return View(gate=Gate("waits for its gang"))
+    turn = whole.spec.indices.index(task.spec.index) < whole.status.admitted
+    return View(gate=Gate("" if turn else "waits for its turn"))
 
 
 class _Progress:

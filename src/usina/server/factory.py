@@ -88,7 +88,7 @@ class Factory:
             store=store,
             clock=clock,
             ids=Ids(clock.now),
-            hint=self.reconciler.hint,
+            engine=self.reconciler,
             library=library,
             hosts=self.fleet,
             plugins=plugins,

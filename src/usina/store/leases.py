@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, bindparam, case, or_, select, update
+from sqlalchemy import Connection, Row, bindparam, case, or_, select, update
 
 from usina.core.capacity import Claim
 from usina.core.grant import Lease
@@ -16,29 +18,26 @@ from usina.store.tables import claims, resources
 
 TTL = 30.0
 
+_FREE = or_(resources.c.lease_until.is_(None), resources.c.lease_until < bindparam("b_now"))
 _DUE = (
     select(resources.c.id)
-    .where(
-        resources.c.due_at <= bindparam("b_now"),
-        or_(resources.c.lease_until.is_(None), resources.c.lease_until < bindparam("b_now")),
-    )
+    .where(resources.c.due_at <= bindparam("b_now"), _FREE)
     .order_by(resources.c.due_at)
     .limit(bindparam("b_limit"))
 )
-_LEASE = (
+_MINE: dict[str, Any] = {
+    "lease_owner": bindparam("b_owner"),
+    "lease_until": bindparam("b_until"),
+    "due_at": bindparam("b_until"),
+}
+_LEASE = update(resources).where(resources.c.id.in_(_DUE)).values(_MINE).returning(*resources.c)
+_LEASE_THESE = (
     update(resources)
-    .where(resources.c.id.in_(_DUE))
-    .values(lease_owner=bindparam("b_owner"), lease_until=bindparam("b_until"), due_at=bindparam("b_until"))
+    .where(resources.c.id.in_(bindparam("b_ids", expanding=True)), _FREE)
+    .values(_MINE)
     .returning(*resources.c)
 )
-_ANY_DUE = (
-    select(resources.c.id)
-    .where(
-        resources.c.due_at <= bindparam("b_now"),
-        or_(resources.c.lease_until.is_(None), resources.c.lease_until < bindparam("b_now")),
-    )
-    .limit(1)
-)
+_ANY_DUE = select(resources.c.id).where(resources.c.due_at <= bindparam("b_now"), _FREE).limit(1)
 _RENEW = (
     update(resources)
     .where(resources.c.lease_owner == bindparam("b_owner"), resources.c.lease_until >= bindparam("b_now"))
@@ -69,11 +68,12 @@ _LET_GO = (
 
 @dataclass(frozen=True, slots=True)
 class Leased:
-    """A resource under lease, with the claims it holds."""
+    """A resource under lease, with the claims it holds, and what it is a part of. Changes of that wake its parts."""
 
     resource: AnyResource
     lease: Lease
-    claims: tuple[Claim, ...]
+    claims: tuple[Claim, ...] = ()
+    whole: AnyResource | None = None
 
 
 class Leases:
@@ -91,15 +91,41 @@ class Leases:
 
         def work(connection: Connection) -> list[Leased]:
             values = {"b_now": now, "b_limit": limit, "b_owner": self.owner, "b_until": until}
-            taken = [rows.resource(row) for row in connection.execute(_LEASE, values)]
-            held: dict[str, list[Claim]] = {resource.id: [] for resource in taken}
-            if taken:
-                found = connection.execute(select(claims).where(claims.c.resource.in_(held)))
-                for row in found:
-                    held[row.resource].append(rows.claim(row))
-            return [Leased(r, Lease(r.id, self.owner, until), tuple(held[r.id])) for r in taken]
+            return self._leased(connection, connection.execute(_LEASE, values), until)
 
         return await self._database.transact(work)
+
+    async def take_these(self, ids: list[str], now: Instant, limit: int) -> list[Leased]:
+        """Lease those that are free, up to `limit`, due or not; make the others due now."""
+        until = now + TTL
+
+        def work(connection: Connection) -> list[Leased]:
+            values = {"b_now": now, "b_ids": ids[:limit], "b_owner": self.owner, "b_until": until}
+            leased = self._leased(connection, connection.execute(_LEASE_THESE, values), until) if limit > 0 else []
+            others = set(ids).difference(one.resource.id for one in leased)
+            if others:
+                connection.execute(_WAKE, [{"b_id": one, "b_now": now} for one in others])
+            return leased
+
+        return await self._database.transact(work)
+
+    def _leased(self, connection: Connection, found: Iterable[Row[Any]], until: Instant) -> list[Leased]:
+        """Leased rows with all that belongs to them."""
+        taken = [rows.resource(row) for row in found]
+        held: dict[str, list[Claim]] = {resource.id: [] for resource in taken}
+        if taken:
+            for row in connection.execute(select(claims).where(claims.c.resource.in_(held))):
+                held[row.resource].append(rows.claim(row))
+        parents = {resource.parent for resource in taken if resource.parent}
+        wholes: dict[str | None, AnyResource] = {}
+        if parents:
+            for row in connection.execute(select(resources).where(resources.c.id.in_(parents))):
+                wholes[row.id] = rows.resource(row)
+        return [Leased(r, self.of(r.id, until), tuple(held[r.id]), wholes.get(r.parent)) for r in taken]
+
+    def of(self, id: str, until: Instant) -> Lease:
+        """A lease of this owner, for who writes it."""
+        return Lease(id, self.owner, until)
 
     async def renew(self, now: Instant) -> None:
         """Keep everything this owner still holds."""

@@ -21,6 +21,7 @@ from usina.core.tenancy import MEASURES, Amounts
 from usina.core.units import Instant
 from usina.store import rows
 from usina.store.database import Database, Write
+from usina.store.leases import Leased
 from usina.store.tables import claims, events, providers, quotas, requests, reservations, resources
 
 FREE, COUNT, TAKE, CHANGE, TELL = range(5)  # ranks: what frees comes first, what tells last
@@ -167,6 +168,7 @@ class Work:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.writes: list[Write] = []
+        self.leased: list[Leased] = []  # what was ordered with a lease
 
     @property
     def is_sqlite(self) -> bool:
@@ -185,10 +187,14 @@ class Work:
 
     # --- resources
 
-    def order(self, resource: AnyResource, proof: Proof, *, due: Instant | None) -> None:
-        """A new resource. `due` is when the engine shall look first."""
-        row = rows.resource_values(resource) | {"due_at": due, "lease_owner": None, "lease_until": None}
-        self.write(TAKE, _ORDER, row, 1)
+    def order(self, resource: AnyResource, proof: Proof, *, due: Instant | None, lease: Lease | None = None) -> None:
+        """A new resource. `due` is when the engine shall look first. With `lease`, it is leased from the beginning, and
+        must be given to the engine once it is committed; see `leased`."""
+        leased: dict[str, Any] = {"due_at": due, "lease_owner": None, "lease_until": None}
+        if lease is not None:
+            leased = {"due_at": lease.until, "lease_owner": lease.owner, "lease_until": lease.until}
+            self.leased.append(Leased(resource, lease))
+        self.write(TAKE, _ORDER, rows.resource_values(resource) | leased, 1)
 
     def wish(self, resource: AnyResource, proof: Proof) -> None:
         """A changed wish: `resource` is already one generation on. Raises `Stale` if it changed meanwhile."""
