@@ -198,7 +198,11 @@ print(line.recv(99).decode())"""
 
 
 def within(one: Json) -> list[str]:
-    """Words that do something in the network namespace of a task that sleeps."""
+    """Words that do something in the network namespace of a task that sleeps, as soon as it does."""
+    return until(lambda: _within(one), limit=20)
+
+
+def _within(one: Json) -> list[str]:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         address = one["spec"]["interface"]["address"]
         enter = ["nsenter", "-t", path.parent.name, "-n"]
@@ -210,7 +214,7 @@ def within(one: Json) -> list[str]:
         found = subprocess.run([*enter, "ip", "-o", "addr"], capture_output=True, text=True).stdout
         if f" {address}/" in found:
             return enter
-    raise AssertionError("its process was not found")
+    return []
 
 
 def test_only_what_groups_allow_passes(usina: Run, factory: FactoryProcess, pair: tuple[Json, Json]) -> None:
