@@ -10,6 +10,7 @@ import pytest
 from test_tasks import Json, look, order, over, phase
 
 from usina.core.resource import Phase
+from usina.drivers.fake.tasks import FakeTasks
 from usina.testing.factory import Running
 from usina.testing.waiting import eventually
 
@@ -142,6 +143,30 @@ async def test_rules_that_change_reach_what_is_plugged_in(factory: Running) -> N
     await delete(factory, f"/tasks/{task['id']}")
     await factory.gone(task["id"], "tasks")
     await delete(factory, "/security-groups/mesh")
+
+
+async def test_what_a_start_left_that_was_cut_short_is_removed(
+    factory: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice seen, and of no task: a run that is being started is its task's."""
+    task = await order(factory, "sleep", "600")
+    await phase(factory, task, Phase.RUNNING)
+    left, removed = {"tsk-gone.1", f"{task['id']}.1"}, []
+
+    async def leftovers(self: FakeTasks) -> list[str]:
+        return sorted(left)
+
+    async def remove(self: FakeTasks, handle: str) -> None:
+        removed.append(handle)
+        left.discard(handle)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FakeTasks, "leftovers", leftovers)
+        patched.setattr(FakeTasks, "remove", remove)
+        await factory.factory.orphans.sweep()
+        assert removed == []
+        await factory.factory.orphans.sweep()
+    assert removed == ["tsk-gone.1"]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ _PROGRAMS: Final = (  # program, what it is for, what brings it, needed
     (("qemu-system-x86_64", "/usr/libexec/qemu-kvm"), "QEMU", "apt install qemu-system-x86", True),
     (("qemu-img",), "disk images", "apt install qemu-utils", True),
     (("dnsmasq",), "DHCP and DNS of project networks", "apt install dnsmasq-base", True),
+    (("ip",), "project networks for tasks", "apt install iproute2", False),
     (("mmdebstrap",), "building Debian images", "apt install mmdebstrap", False),
 )
 
