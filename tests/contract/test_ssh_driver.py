@@ -214,6 +214,13 @@ class TestWhatHoldsBesides:
             assert end.how is End.NODE_FAILED and "keeper" in end.message
         assert bench.machines.guest.sh("systemctl list-units --all --no-legend 'usina-*'") == ""
 
+    async def test_an_end_that_systemd_could_not_tell_is_told_by_the_keeper(self, bench: Bench, make: Make) -> None:
+        async with begun(bench.driver, make("echo up; while ! [ -e go ]; do sleep 0.1; done; exit 9")) as run:
+            await until_said(bench.driver, run.handle, "up")
+            bench.machines.guest.sh(f"cd /var/lib/usina/runs/{run.handle}; : >told; touch work/go")
+            end = await ended(bench.driver, run.handle)
+            assert (end.how, end.code) == (End.EXITED, 9), end
+
     async def test_a_flood_of_words_is_bounded_in_the_machine_and_here(self, bench: Bench, make: Make) -> None:
         script = "yes 0123456789012345678901234567890123456789 | head -c 150000000; echo; sleep 1; echo the last"
         async with begun(bench.driver, make(script)) as run:

@@ -107,17 +107,26 @@ clock() {{
 }}
 clock 2>/dev/null & c=$!
 
-systemd-run --wait --quiet --collect --unit "usina-$h" "$@" /bin/sh "$PWD/run" 2>once/words
-if ! [ -s result ]; then
-  kill $o $e 2>/dev/null
-  read -r up rest </proc/uptime; echo "none - - $up 0 0" >result
+systemd-run --wait --collect --unit "usina-$h" "$@" /bin/sh "$PWD/run" 2>once/words
+how=; code=-; status=-
+while read -r line; do
+  case $line in
+    "Finished with result: "*) how=${{line#*: }} ;;
+    "Main processes terminated with: code="*)
+      code=${{line#*code=}}; code=${{code%%[/,]*}}; status=${{line##*status=}}
+      if [ $code = exited ]; then status=${{status%%/*}}; else status=${{status##*/}}; fi ;;
+  esac
+done <once/words
+if ! [ -s result ]; then  # systemd may kill `told` when it hears late of memory that was used up
+  [ -n "$how" ] || kill $o $e 2>/dev/null
+  read -r up rest </proc/uptime; echo "${{how:-none}} $code $status $up 0 0" >result
 fi
 wait $o $e
 kill $c 2>/dev/null; wait $c 2>/dev/null
 tick
 why=
 if [ -f own/not-started ] && ! [ -L own/not-started ]; then why=$(head -c 300 own/not-started | tr '\\n' ' ')
-elif [ -s once/words ]; then why=$(head -c 300 once/words | tr '\\n' ' ')
+elif [ -z "$how" ]; then why=$(head -c 300 once/words | tr '\\n' ' ')
 fi
 read -r result <result
 asked=0; if [ -e asked ]; then asked=1; fi
