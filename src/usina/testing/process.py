@@ -242,15 +242,24 @@ def factory_process(
 
 def end_helpers(folder: Path) -> None:
     """End what outlives a factory in `folder` by design, and ends itself later: a warden, a service of Podman."""
-    for found in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            if str(folder).encode() in found.read_bytes() and int(found.parent.name) != os.getpid():
-                os.kill(int(found.parent.name), signal.SIGTERM)
+    ours = [found for found in Path("/proc").glob("[0-9]*/cmdline") if _names(found, folder)]
+    for found in ours:
+        with suppress(ProcessLookupError):
+            os.kill(int(found.parent.name), signal.SIGTERM)
+    until(lambda: any(_names(found, folder) for found in ours), lambda some: not some, limit=10)
     for note in folder.rglob("service.pid"):
         pid, place = note.read_text().split()
         with suppress(ProcessLookupError):
             os.kill(int(pid), signal.SIGTERM)
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _names(cmdline: Path, folder: Path) -> bool:
+    """Whether the command line of another process has a folder in it."""
+    try:
+        return str(folder).encode() in cmdline.read_bytes() and int(cmdline.parent.name) != os.getpid()
+    except OSError:
+        return False
 
 
 def resident(pid: int) -> int:

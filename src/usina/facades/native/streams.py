@@ -76,19 +76,11 @@ async def tunnel(socket: WebSocket, ref: str) -> None:
     try:
         port = _number(socket, "port")
         context = await _context(socket)
-        reader, writer = await access.tunnel(
-            context, ref, 22 if port is None else port, socket.query_params.get("project")
-        )
+        stream = await access.tunnel(context, ref, 22 if port is None else port, socket.query_params.get("project"))
     except errors.UsinaError as error:
         await _refuse(socket, error)
         return
-    try:
-        await _both(_tcp_out(socket, reader), _tcp_in(socket, writer))
-    finally:
-        writer.close()
-        with suppress(OSError):
-            await writer.wait_closed()
-        await _goodbye(socket)
+    await _carry(socket, *stream)
 
 
 @router.websocket("/tasks/{ref}/tunnel")
@@ -100,10 +92,15 @@ async def task_tunnel(socket: WebSocket, ref: str) -> None:
         if port is None:
             raise errors.Invalid("port: say which", field="port")
         context = await _context(socket)
-        reader, writer = await task_access.tunnel(context, ref, port, index, socket.query_params.get("project"))
+        stream = await task_access.tunnel(context, ref, port, index, socket.query_params.get("project"))
     except errors.UsinaError as error:
         await _refuse(socket, error)
         return
+    await _carry(socket, *stream)
+
+
+async def _carry(socket: WebSocket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Bytes both ways, until either end is done."""
     try:
         await _both(_tcp_out(socket, reader), _tcp_in(socket, writer))
     finally:
