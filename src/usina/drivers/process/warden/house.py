@@ -210,8 +210,7 @@ class House:
         started: Started | None = None
         try:
             limits = _limits(record, self.settings)
-            run.group.make(limits)
-            started = self.sandboxes.make(record, run.folder)
+            started = self.sandboxes.make(record, run.folder, lambda: run.group.make(limits))
             run.began(started.pid, started.own, started.says)
             run.group.join(started.pid)
             if "cpuset" not in run.group.folders:

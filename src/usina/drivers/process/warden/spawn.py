@@ -13,7 +13,7 @@ import errno
 import fcntl
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -88,16 +88,18 @@ class Sandboxes:
         self._line: socket.socket | None = None
         self._pid = 0
 
-    def make(self, record: Mapping[str, Any], folder: str) -> Started:
-        """Raises `OSError`; then nothing was started."""
+    def make(self, record: Mapping[str, Any], folder: str, meanwhile: Callable[[], None] = lambda: None) -> Started:
+        """Make one, and do something else in the meantime. Raises `OSError`; then nothing was started."""
         opened: list[int] = []
         try:
-            return self._make(record, folder, opened)
+            return self._make(record, folder, opened, meanwhile)
         finally:
             for fd in opened:
                 os.close(fd)
 
-    def _make(self, record: Mapping[str, Any], folder: str, opened: list[int]) -> Started:
+    def _make(
+        self, record: Mapping[str, Any], folder: str, opened: list[int], meanwhile: Callable[[], None]
+    ) -> Started:
         def use(fd: int) -> int:
             opened.append(fd)
             return fd
@@ -112,25 +114,31 @@ class Sandboxes:
                 use(far)
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
             use(os.open(f"{folder}/status", flags, 0o600))
-            pid, own = self._ask(_wish(record), [*opened[1:], pipe])
+            pid, own = self._ask(_wish(record), [*opened[1:], pipe], meanwhile)
         except BaseException:
             for fd in (tells, *ours):
                 os.close(fd)
             raise
         return Started(pid, own, (ours[0], ours[1]), tells)
 
-    def _ask(self, wish: bytes, fds: Sequence[int]) -> tuple[int, int]:
+    def _ask(self, wish: bytes, fds: Sequence[int], meanwhile: Callable[[], None]) -> tuple[int, int]:
         if len(wish) > _MOST:
             raise OSError(errno.E2BIG, "too many files outside the working directory")
         try:
-            return self._asked(wish, fds)
+            return self._asked(wish, fds, meanwhile)
         except (BrokenPipeError, ConnectionResetError, EOFError):
             self.close()
-            return self._asked(wish, fds)
+            return self._asked(wish, fds, meanwhile)
 
-    def _asked(self, wish: bytes, fds: Sequence[int]) -> tuple[int, int]:
+    def _asked(self, wish: bytes, fds: Sequence[int], meanwhile: Callable[[], None]) -> tuple[int, int]:
         line = self._line or self._begin()
         socket.send_fds(line, [wish], fds)
+        try:
+            meanwhile()
+        except OSError:
+            for fd in socket.recv_fds(line, _MOST, 1)[1]:
+                os.close(fd)  # it ends with its pipe
+            raise
         data, found, _, _ = socket.recv_fds(line, _MOST, 1)
         if not data:
             raise EOFError
