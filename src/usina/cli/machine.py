@@ -275,6 +275,7 @@ def _rows(machine: Resource) -> list[tuple[str, Cell]]:
         ("apart from", ", ".join(spec["apart"])),
         ("priority", ", ".join(filter(None, [str(spec["priority"] or ""), "preemptible" * spec["preemptible"]]))),
         ("image", spec["image"]),
+        ("tasks", "" if spec.get("tasks", True) else "none may be run in it"),
         ("address", addresses(machine)),
         ("interfaces", "\n".join(f"{c['mac']}  {c['address']}  {c['network']}" for c in spec["interfaces"])),
         ("volumes", ", ".join(spec["volumes"])),

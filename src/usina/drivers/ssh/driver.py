@@ -87,7 +87,11 @@ class MachineTasks:
 
     async def leftovers(self) -> Sequence[str]:
         begun = await self.survey()
-        return [note.handle for note in self._notes.all.values() if note.handle not in begun and not note.removed]
+        noted = [note.handle for note in self._notes.all.values() if note.handle not in begun and not note.removed]
+        return [
+            *noted,
+            *(handle for guest in self._guests.values() for handle in guest.making - self._notes.all.keys()),
+        ]
 
     async def watch(self) -> AsyncIterator[str]:
         mine: asyncio.Queue[str] = asyncio.Queue()
