@@ -11,6 +11,7 @@ does nothing else.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import platform
 import statistics
@@ -32,9 +33,11 @@ from bench._clients import order
 from usina.drivers.podman.service import command
 from usina.testing import images
 from usina.testing.process import FactoryProcess, end_helpers, factory_process
+from usina.testing.slurm import cluster
 from usina.testing.waiting import until
 
 Json = dict[str, Any]
+SetUp = Callable[[FactoryProcess], object]
 MiB = 1 << 20
 OVER = {"succeeded", "failed", "stopped"}
 CLOCK = ("date", "+%s%N")
@@ -87,8 +90,13 @@ def fake(command: tuple[str, ...]) -> str:
 
 
 @contextmanager
-def local() -> Iterator[tuple[Stack, Json]]:
-    yield Stack("local", bwrap, "bwrap"), {"name": "local", "driver": "process"}
+def local() -> Iterator[tuple[Stack, SetUp]]:
+    yield Stack("local", bwrap, "bwrap"), _host({"name": "local", "driver": "process"})
+
+
+def _host(host: Json) -> SetUp:
+    """Add a host that sells each core many times: what does nothing needs none."""
+    return lambda factory: factory.call("POST", "/hosts", host | {"cpu_ratio": 64})
 
 
 def _clock(folder: Path) -> Path:
@@ -104,12 +112,12 @@ def _clock(folder: Path) -> Path:
 
 
 @contextmanager
-def pretended() -> Iterator[tuple[Stack, Json]]:
-    yield Stack("fake", fake, "nothing"), {"name": "h", "driver": "fake", "options": {"cores": 64}}
+def pretended() -> Iterator[tuple[Stack, SetUp]]:
+    yield Stack("fake", fake, "nothing"), _host({"name": "h", "driver": "fake", "options": {"cores": 64}})
 
 
 @contextmanager
-def container() -> Iterator[tuple[Stack, Json]]:
+def container() -> Iterator[tuple[Stack, SetUp]]:
     """The same image, limits and network for both; each container is removed at its end."""
     with tempfile.TemporaryDirectory(prefix="usina-bench-image-") as folder:
         archive = images.archive(Path(folder), {"clock": _clock(Path(folder))})
@@ -134,11 +142,34 @@ def container() -> Iterator[tuple[Stack, Json]]:
             return done.stdout
 
         stack = Stack("container", bare, "podman run", {"image": images.NAME}, clock=("/bin/clock",))
-        yield stack, {"name": "local", "driver": "podman"}
+        yield stack, _host({"name": "local", "driver": "podman"})
         subprocess.run([*podman, "rmi", "-f", images.NAME], capture_output=True)
 
 
-STACKS: dict[str, Callable[[], Any]] = {"local": local, "container": container, "fake": pretended}
+@contextmanager
+def slurm() -> Iterator[tuple[Stack, SetUp]]:
+    """A cluster of three pretended nodes under a real controller, its jobs as the same user both ways."""
+    with cluster() as here:
+        user = here.users[0]
+        said = here.folder / "homes" / user / "said"
+
+        def bare(words: tuple[str, ...]) -> str:
+            number = next(numbers)
+            options = ["--parsable", "--wait", "--mem=32", "--partition=main", f"--output={said}.{number}"]
+            here.command("sbatch", *options, "--wrap", " ".join(words), user=user)
+            return Path(f"{said}.{number}").read_text()
+
+        def adopt(factory: FactoryProcess) -> None:
+            options = {"url": here.rest_url, "jwt_key": str(here.jwt_key), "conf": str(here.conf)}
+            factory.call("POST", "/hosts/adopt", {"name": "hpc", "driver": "slurm", "options": options}, key="")
+            me = factory.call("GET", "/whoami")["member"]
+            factory.call("PUT", f"/hosts/hpc-main/identities/{me}", {"name": user}, key="")
+
+        numbers = itertools.count()
+        yield Stack("slurm", bare, "sbatch --wait", {"dialect": {"partition": "main"}}, at_once=8), adopt
+
+
+STACKS: dict[str, Callable[[], Any]] = {"local": local, "container": container, "slurm": slurm, "fake": pretended}
 
 
 # --- what is measured
@@ -217,9 +248,9 @@ def main() -> None:
             folder = Path(open_.enter_context(tempfile.TemporaryDirectory(prefix="usina-bench-")))
             os.chmod(folder, 0o711)
             open_.callback(end_helpers, folder)
-            stack, host = open_.enter_context(STACKS[name]())
+            stack, set_up = open_.enter_context(STACKS[name]())
             factory = open_.enter_context(factory_process(folder / "f", local_host=False))
-            factory.call("POST", "/hosts", host | {"cpu_ratio": 64})
+            set_up(factory)
             try:
                 for _ in range(5):
                     _our_begin(stack, factory)
