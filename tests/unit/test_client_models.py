@@ -9,14 +9,13 @@ import pytest
 from pydantic import BaseModel
 
 from usina.client import models
-from usina.facades.native import views
 
 Schema = dict[str, Any]
 
 PAIRS: dict[type[msgspec.Struct], type[BaseModel]] = {
-    struct: getattr(views, f"{name}Out")
+    struct: getattr(answers, f"{name}Out")
     for name, struct in vars(models).items()
-    if isinstance(struct, type) and issubclass(struct, msgspec.Struct) and hasattr(views, f"{name}Out")
+    if isinstance(struct, type) and issubclass(struct, msgspec.Struct) and hasattr(answers, f"{name}Out")
 }
 
 
@@ -47,5 +46,5 @@ def test_the_client_reads_what_the_door_writes(struct: type[msgspec.Struct]) -> 
 
 
 def test_every_shape_has_its_pair() -> None:
-    written = {name.removesuffix("Out") for name, one in vars(views).items() if name.endswith("Out") and one}
+    written = {name.removesuffix("Out") for name, one in vars(answers).items() if name.endswith("Out") and one}
     assert written - {"Offset"} == {struct.__name__ for struct in PAIRS}  # an upload counts for itself

@@ -11,9 +11,10 @@ from starlette.responses import HTMLResponse, Response
 from usina import __version__
 from usina.app.context import House
 from usina.facades.native import door, events, goods, hosts, identity, machines, placement, streams, tasks
+from usina.facades.native.answers import Problem, SiteOut
 from usina.facades.native.orders import ShortWay
 from usina.facades.native.pages import reference
-from usina.facades.native.views import Problem, SiteOut, reply
+from usina.facades.native.views import reply
 
 _ABOUT = """One control plane for machines, networks, images and their owners.
 

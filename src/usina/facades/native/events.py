@@ -12,9 +12,10 @@ from starlette.responses import Response, StreamingResponse
 from usina.app import resources
 from usina.app.context import Context
 from usina.core.errors import UsinaError
+from usina.facades.native.answers import EventPage
 from usina.facades.native.door import Limit, ProjectQuery, Reader, RefPath, problems
 from usina.facades.native.models import REF
-from usina.facades.native.views import EventPage, encode, event_view, reply
+from usina.facades.native.views import encode, event_view, reply
 
 router = APIRouter(tags=["events"], responses=problems(401, 403, 404, 413, 422))
 

@@ -11,6 +11,7 @@ from usina.app import goods, images, resources
 from usina.app.resources import Filter
 from usina.core.machine import Rule
 from usina.core.resource import Kind, Phase
+from usina.facades.native.answers import OffsetOut, ResourceOut, ResourcePage
 from usina.facades.native.door import Caller, Cursor, IfMatch, Limit, ProjectQuery, Reader, RefPath, problems
 from usina.facades.native.models import (
     NAME,
@@ -25,7 +26,7 @@ from usina.facades.native.models import (
     VolumeChange,
     VolumeIn,
 )
-from usina.facades.native.views import OffsetOut, ResourceOut, ResourcePage, one, page, reply, resource_view
+from usina.facades.native.views import one, page, reply, resource_view
 
 PROBLEMS = problems(401, 403, 404, 409, 413, 422, 503)
 

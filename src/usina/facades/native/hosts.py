@@ -10,9 +10,10 @@ from starlette.responses import Response
 from usina.app import host_terms, hosts
 from usina.core.capacity import HostState, Window
 from usina.core.units import parse_instant
+from usina.facades.native.answers import ClaimList, HostList, HostOut, IdentityList
 from usina.facades.native.door import Reader, RefPath, problems
 from usina.facades.native.models import AdoptIn, HostChange, HostIn, IdentityIn, WindowIn
-from usina.facades.native.views import ClaimList, HostList, HostOut, IdentityList, claim_view, host_view, reply
+from usina.facades.native.views import claim_view, host_view, reply
 
 router = APIRouter(prefix="/hosts", tags=["hosts"], responses=problems(401, 403, 404, 409, 413, 422, 503))
 

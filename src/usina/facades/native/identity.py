@@ -10,6 +10,19 @@ from starlette.responses import Response
 from usina.app import keys, tenants
 from usina.core.tenancy import Action
 from usina.core.units import parse_instant
+from usina.facades.native.answers import (
+    FreshKeyOut,
+    KeyOut,
+    KeyPage,
+    MemberOut,
+    MemberPage,
+    ProjectOut,
+    ProjectPage,
+    QuotaOut,
+    TenantOut,
+    TenantPage,
+    WhoAmI,
+)
 from usina.facades.native.door import Cursor, Limit, Reader, RefPath, problems
 from usina.facades.native.models import (
     REF,
@@ -23,26 +36,7 @@ from usina.facades.native.models import (
     RoleIn,
     TenantIn,
 )
-from usina.facades.native.views import (
-    FreshKeyOut,
-    KeyOut,
-    KeyPage,
-    MemberOut,
-    MemberPage,
-    ProjectOut,
-    ProjectPage,
-    QuotaOut,
-    TenantOut,
-    TenantPage,
-    WhoAmI,
-    key_view,
-    member_view,
-    page,
-    project_view,
-    quota_view,
-    reply,
-    tenant_view,
-)
+from usina.facades.native.views import key_view, member_view, page, project_view, quota_view, reply, tenant_view
 
 router = APIRouter(tags=["identity"], responses=problems(401, 403, 404, 409, 413, 422))
 TenantQuery = Annotated[str | None, Query(pattern=REF, max_length=64)]

@@ -13,6 +13,7 @@ from usina.app.resources import Filter
 from usina.core.capacity import DeviceRequest
 from usina.core.machine import Power
 from usina.core.resource import Kind, Phase
+from usina.facades.native.answers import ResourceOut, ResourcePage
 from usina.facades.native.door import Caller, Cursor, IfMatch, Limit, ProjectQuery, Reader, RefPath, problems
 from usina.facades.native.models import (
     NAME,
@@ -26,7 +27,7 @@ from usina.facades.native.models import (
     RebuildIn,
     SnapshotIn,
 )
-from usina.facades.native.views import ResourceOut, ResourcePage, one, page, reply, resource_view
+from usina.facades.native.views import one, page, reply, resource_view
 
 router = APIRouter(prefix="/machines", tags=["machines"], responses=problems(401, 403, 404, 409, 413, 422, 503))
 

@@ -6,8 +6,9 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from usina.app import placement
+from usina.facades.native.answers import ExplanationOut
 from usina.facades.native.door import ProjectQuery, Reader, RefPath, problems
-from usina.facades.native.views import ExplanationOut, explanation_view, reply
+from usina.facades.native.views import explanation_view, reply
 
 router = APIRouter(tags=["placement"], responses=problems(401, 403, 404, 422))
 

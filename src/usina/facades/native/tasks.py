@@ -13,20 +13,10 @@ from usina.app.task_orders import TaskOrder
 from usina.core.capacity import DeviceRequest
 from usina.core.resource import Kind, Phase
 from usina.core.task import Dependency, File, Health
+from usina.facades.native.answers import BlobList, BlobOut, ResourceOut, ResourcePage, UsageList
 from usina.facades.native.door import Caller, Cursor, IfMatch, Limit, ProjectQuery, Reader, RefPath, problems
 from usina.facades.native.models import DIGEST, NAME, DigestsIn, HealthIn, TaskDeviceIn, TaskIn
-from usina.facades.native.views import (
-    BlobList,
-    BlobOut,
-    ResourceOut,
-    ResourcePage,
-    UsageList,
-    one,
-    page,
-    reply,
-    resource_view,
-    usage_view,
-)
+from usina.facades.native.views import one, page, reply, resource_view, usage_view
 
 router = APIRouter(prefix="/tasks", tags=["tasks"], responses=problems(401, 403, 404, 409, 413, 422, 503))
 blobs_router = APIRouter(prefix="/blobs", tags=["tasks"], responses=problems(401, 403, 404, 409, 413, 422))
