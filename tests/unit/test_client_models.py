@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from usina.client import models
+from usina.facades.native import answers
 
 Schema = dict[str, Any]
 

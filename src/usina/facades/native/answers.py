@@ -1,5 +1,4 @@
-"""Shapes of the native door's answers, as the OpenAPI document shows them. `views` writes them, and a test holds the one
-against the other."""
+"""Shapes of the native door's answers, as the OpenAPI document shows them. `views` writes them; a test compares the two."""
 
 from __future__ import annotations
 
