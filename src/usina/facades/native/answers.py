@@ -1,4 +1,4 @@
-"""Shapes of the native door's answers, as the OpenAPI document shows them. `views` writes them; a test compares the two."""
+"""Shapes of the native door's answers, as OpenAPI shows them. `views` writes them; a test compares the two."""
 
 from __future__ import annotations
 
