@@ -20,7 +20,7 @@ from usina.core.machine import Absent, Unreachable
 from usina.core.task import Inside, Running, Sight, TaskPlan, Usage, secret_values
 from usina.drivers.ssh import files, inventory, request, scripts
 from usina.drivers.ssh.guest import Guest
-from usina.drivers.ssh.link import Done, Link, NotLetIn, Pins
+from usina.drivers.ssh.link import Done, Link, NotLetIn, Pins, Stranger
 from usina.drivers.ssh.logs import Copies, masks, reading, taken
 from usina.drivers.ssh.notes import Note, Notes
 from usina.drivers.ssh.settings import check
@@ -207,8 +207,8 @@ class MachineTasks:
     async def _clear(self, guest: Guest, handle: str, note: Note | None) -> None:
         try:
             _good(await guest.link.run(scripts.REMOVE, handle))
-        except NotLetIn:
-            pass  # whoever took the key away has what is in the machine
+        except (NotLetIn, Stranger):
+            pass  # whoever took the key away, or put another machine there, has what is in it
         except HostUnreachable:
             await guest.known(_PATIENCE)
             if not guest.over:
@@ -225,8 +225,9 @@ class MachineTasks:
         """Remove what could not be when the machine was off."""
         for note in self._notes.of(guest.machine):
             if note.removed:
-                _good(await guest.link.run(scripts.REMOVE, note.handle))
-                self._forget(note)
+                with contextlib.suppress(DriverError):  # it is tried again when the machine answers next
+                    _good(await guest.link.run(scripts.REMOVE, note.handle))
+                    self._forget(note)
 
     def _forget(self, note: Note) -> None:
         self._notes.drop(note.handle)
