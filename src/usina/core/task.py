@@ -304,6 +304,11 @@ def task_of(handle: str) -> str:
     return handle.partition(".")[0]
 
 
+def run_of(handle: str) -> int:
+    """Which of its task's runs it is."""
+    return int(handle.rpartition(".")[2])
+
+
 def secret_values(plan: TaskPlan) -> tuple[str, ...]:
     """What must not be shown, the longest first, so that a secret within a secret is hidden whole."""
     values = {plan.environment[name] for name in plan.secret if plan.environment.get(name)}

@@ -26,6 +26,7 @@ class Tidy:
             try:
                 await self._store.resources.forget_requests(self._clock.now() - KEPT)
                 await self._drop_blobs()
+                await self._blobs.sweep()
             except Exception:
                 log.exception("tidying failed")
             await asyncio.sleep(EVERY)

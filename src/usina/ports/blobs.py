@@ -18,6 +18,10 @@ class Blobs(Protocol):
         is not what `digest` says; then nothing is kept."""
         ...
 
+    async def sweep(self) -> None:
+        """Drop what began to come and never did."""
+        ...
+
     async def drop(self, digest: str) -> None:
         """Forget content that nobody has any more; what came within the last hour stays, for somebody may be about to
         say that it is theirs."""

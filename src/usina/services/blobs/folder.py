@@ -16,6 +16,7 @@ from usina.core.errors import Invalid, NotFound, TooLarge
 from usina.core.units import show_size
 
 YOUNG = 3600.0  # seconds
+ABANDONED = 24 * 3600.0
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -59,6 +60,12 @@ class BlobFolder:
         if size:
             await asyncio.to_thread(os.fsync, fd)
         return digest.hexdigest(), size
+
+    async def sweep(self) -> None:
+        for scratch in self._root.glob("coming-*"):
+            with suppress(FileNotFoundError):
+                if scratch.stat().st_mtime < time.time() - ABANDONED:
+                    scratch.unlink()
 
     async def drop(self, digest: str) -> None:
         with suppress(FileNotFoundError):
