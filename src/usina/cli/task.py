@@ -56,7 +56,8 @@ def _command(task: Resource) -> str:
 def _sizes(task: Resource) -> str:
     gpus = sum(one["count"] for one in task.spec["devices"])
     more = f", {gpus} GPU{'s' if gpus > 1 else ''}" if gpus else ""
-    return f"{task.spec['cores']:g} cores, {screen.size(task.spec['memory'])}{more}"
+    cores = task.spec["cores"]
+    return f"{cores:g} {'core' if cores == 1 else 'cores'}, {screen.size(task.spec['memory'])}{more}"
 
 
 _COLUMNS: screen.Columns[Resource] = [

@@ -7,12 +7,11 @@ from typing import Any
 
 from sqlalchemy import Select, bindparam, delete, func, select
 
-from usina.core.capacity import Claim
 from usina.core.resource import AnyResource, Kind, Phase
 from usina.core.units import Instant
 from usina.store import rows
 from usina.store.database import Database
-from usina.store.tables import claims, requests, reservations, resources
+from usina.store.tables import requests, reservations, resources
 
 _NAMED = select(resources).where(
     resources.c.project == bindparam("b_project"),
@@ -87,10 +86,6 @@ class Resources:
         query = select(func.count()).select_from(resources).where(resources.c.project == project)
         row = await self._database.first(query)
         return int(row[0]) if row else 0
-
-    async def claims_of(self, id: str) -> list[Claim]:
-        found = await self._database.fetch(select(claims).where(claims.c.resource == id))
-        return [rows.claim(row) for row in found]
 
     async def users_of(self, id: str) -> dict[str, str]:
         """Who uses a resource: key → owner, as reserved in ``use:<id>``."""

@@ -83,13 +83,6 @@ class Tasks:
         found = await self._database.fetch(select(resources).where(resources.c.parent == whole))
         return sorted((rows.resource(row) for row in found), key=lambda part: part.spec.index)
 
-    async def unfinished_on(self, provider: str) -> set[str]:
-        """Tasks that have a claim on a provider, as far as their rows say."""
-        query = select(resources.c.id).where(
-            resources.c.provider == provider, resources.c.kind == Kind.TASK.value, resources.c.phase.not_in(_OVER)
-        )
-        return {row.id for row in await self._database.fetch(query)}
-
     async def log(self, task: str, run: int, after: int = 0, limit: int = 64) -> list[KeptLog]:
         """Pieces of the log of one run that reach past `after`, in order."""
         query = (
