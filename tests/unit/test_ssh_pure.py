@@ -38,6 +38,7 @@ PLAN = TaskPlan("tsk-1.1", "prj-1", "a/b", ("echo", "a b"), cores=0.5, memory=64
         ("0 timeout killed TERM 110.2 5000 0", End.TIME_LIMIT, 143),
         ("0 timeout exited 3 105.0 5000 0", End.EXITED, 3),  # only what it left behind was slow to end
         ("0 oom-kill killed KILL 105.0 5000 0", End.MEMORY, 137),
+        ("0 shutdown exited 0 105.0 5000 0", End.NODE_FAILED, 0),
         ("0 exit-code exited 127 105.0 5000 0 usina: no such command: x", End.NOT_STARTED, 127),
         ("0 none - - 105.0 0 0 Failed to start transient service unit: no", End.NOT_STARTED, None),
     ],

@@ -135,7 +135,8 @@ for b in /run/usina/bell.*; do if [ -p "$b" ]; then echo bell 1<>"$b"; fi; done
 """
 
 # Run by systemd as root when all of the command is gone and its control group still is there. Argument: handle.
-# Builtins only, and one write: it has little time.
+# One write, and as few processes as can be: it has little time. A machine that is shut down ends what runs in it like
+# anybody else, so systemd is asked whether it was that.
 TOLD: Final = """
 cd -- "${0%/*}" || exit 1
 umask 077
@@ -146,6 +147,7 @@ if [ -r $g/cpu.stat ]; then
 fi
 if [ -r $g/memory.peak ]; then read -r peak <$g/memory.peak; fi
 read -r up rest </proc/uptime
+if [ "$(systemctl is-system-running 2>/dev/null)" = stopping ]; then SERVICE_RESULT=shutdown; fi
 echo "$SERVICE_RESULT ${EXIT_CODE:--} ${EXIT_STATUS:--} $up $cpu $peak" >result
 """
 

@@ -14,6 +14,7 @@ from usina.drivers.ssh.notes import Note
 
 LATE = 0.5  # seconds before its limit at which systemd may have ended it for its time
 _BOOT = "its machine was restarted"
+_SHUTDOWN = "its machine was switched off or restarted"
 _KEEPER = "its keeper in the machine was killed, so nobody knows how it went"
 
 
@@ -61,6 +62,8 @@ def _ended(text: str, note: Note | None) -> Ended:
     end = Ended(at, End.EXITED, code, since=since, usage=usage)
     if asked == "1":
         return replace(end, how=End.STOPPED)
+    if result == "shutdown":
+        return replace(end, how=End.NODE_FAILED, message=_SHUTDOWN)
     if result == "none" or reason:
         return replace(end, how=End.NOT_STARTED, message=_plain(reason) or "systemd in the machine did not begin it")
     if result == "oom-kill":
