@@ -91,15 +91,17 @@ class Reconciler:
         """Something was ordered. Forgetting to call it costs at most one poll; or, of what is leased, its lease."""
         self._pace.ordered()
         self._begin(leased)
-        self._hint.set()
+        if not leased:  # else there is nothing to look for
+            self._hint.set()
 
     async def wake(self, ids: list[str]) -> None:
         """Look at these now, or soon."""
-        if self._at_work:
-            self._begin(await self._leases.take_these(ids, self._clock.now(), PARALLEL - len(self._running)))
-        else:
-            await self._leases.wake(ids, self._clock.now())
-        self._hint.set()
+        if not self._at_work:
+            return await self._leases.wake(ids, self._clock.now())
+        leased = await self._leases.take_these(ids, self._clock.now(), PARALLEL - len(self._running))
+        self._begin(leased)
+        if len(leased) < len(ids):
+            self._hint.set()
 
     def _begin(self, leased: Iterable[Leased]) -> None:
         for one in leased:
@@ -149,7 +151,7 @@ class Reconciler:
     def _finished(self, task: asyncio.Task[None]) -> None:
         was_full = len(self._running) >= PARALLEL
         self._running.discard(task)
-        if was_full or not self._running:
+        if was_full:
             self._hint.set()
 
     async def _renew_forever(self) -> None:
@@ -368,6 +370,8 @@ class Reconciler:
             work.emit(self._event(job, decision.phase.value, text))
         fault("before:Record")
         await self._commit(work)
+        if decision.due is not None and decision.due <= now:
+            self._hint.set()
         fault("after:Record")
 
     async def _refused(self, job: Job, refusal: Refusal) -> None:
