@@ -63,12 +63,16 @@ def command_of(pid: int) -> str:
         return ""
 
 
+def waits(pid: int) -> bool:
+    return Path(f"/proc/{pid}/comm").read_text().strip() in ("usina-zygote", "usina-spare")
+
+
 def of_users(first: int, last: int) -> list[str]:
-    """Processes of any user of a range."""
+    """Processes of any user of a range, but for sandboxes that wait for their runs."""
     found = []
     for pid in pids():
         try:
-            if first <= os.stat(f"/proc/{pid}").st_uid <= last and (text := command_of(pid)):  # not a zombie
+            if first <= os.stat(f"/proc/{pid}").st_uid <= last and (text := command_of(pid)) and not waits(pid):
                 found.append(f"{pid} {text}")
         except OSError:
             continue

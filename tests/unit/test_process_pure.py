@@ -99,8 +99,10 @@ def test_sights() -> None:
 
 
 def test_what_a_sandbox_is_told() -> None:
-    told = words(["run", "--x=1"], {"KEY": "va lue", "E": ""})
-    assert told == b"2\x0024\0run\0--x=1\0KEY=va lue\0E=\0"
+    record = {"command": ["run", "--x=1"], "shown": {"KEY": "va lue", "E": ""}, "workdir": "/work/a", "memory": 64}
+    body = b"/work/a\0task\x0064\0run\0--x=1\0KEY=va lue\0E=\0"
+    assert words(record) == b"2\0%d\0" % len(body) + body
+    assert b"\0n1\x001073741824\0" in words({**record, "memory": 0, "card": {"hostname": "n1"}})
 
 
 # --- the journal

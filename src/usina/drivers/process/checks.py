@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from usina.drivers.process.driver import network_program
 from usina.drivers.process.warden import groups, seccomp
-from usina.drivers.process.warden.spawn import Sandboxes, words
+from usina.drivers.process.warden.spawn import Sandboxes, release, words
 from usina.ports.driver import Check
 
 _PATIENCE: Final = 10.0  # seconds
@@ -45,10 +45,10 @@ def _try_one(folder: str) -> str:
     common = {"filter": "", "read_only": [], "open_files": 1024, "view": f"{folder}/view", "box": f"{folder}/box"}
     sandboxes = Sandboxes(common)
     record: dict[str, Any] = {"handle": "trial", "uid": user, "network": "none", "memory": 0, "workdir": "/"}
+    record |= {"extra": [], "devices": [], "command": ["true"], "shown": {"PATH": "/usr/bin:/bin"}}
     try:
-        started = sandboxes.make({**record, "extra": [], "devices": []}, folder)
-        started.tell(words(["true"], {"PATH": "/usr/bin:/bin"}))
-        started.release()
+        started = sandboxes.make(record, folder)
+        release(started.tell(words(record)))
         select.select([started.own], [], [], _PATIENCE)
         for fd in (started.own, *started.says):
             os.close(fd)

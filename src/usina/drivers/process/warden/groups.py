@@ -182,6 +182,9 @@ class Group:
     def make(self, limits: Limits) -> None:
         for folder in self._distinct:
             _make(folder)
+        self.limit(limits)
+
+    def limit(self, limits: Limits) -> None:
         for controller, folder in self.folders.items():
             for file, value in _settings(controller, self._versions[controller], limits, folder):
                 _write(folder, file, value)
@@ -195,6 +198,18 @@ class Group:
 
     def _v1(self, controller: str) -> bool:
         return self._versions[controller] == 1
+
+    def lists(self) -> list[int]:
+        """Descriptors of the lists of its processes, to be written by who joins. The caller closes them."""
+        found: list[int] = []
+        try:
+            for folder in self._distinct:
+                found.append(os.open(f"{folder}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
+        except OSError:
+            for fd in found:
+                os.close(fd)
+            raise
+        return found
 
     def join(self, pid: int) -> None:
         for folder in self._distinct:
@@ -270,6 +285,15 @@ def _settings(controller: str, version: int, limits: Limits, folder: str) -> Ite
                 yield "cpuset.cpus", cpus or _read(f"{above}/cpuset.cpus").strip()
             if nodes or v1:
                 yield "cpuset.mems", nodes or _read(f"{above}/cpuset.mems").strip()
+
+
+def sweep(layout: Layout, prefix: str) -> None:
+    """Remove groups that are called so and in which nothing is."""
+    for folder in set(layout.folders.values()):
+        for name in os.listdir(folder):
+            if name.startswith(prefix):
+                with suppress(OSError):
+                    os.rmdir(f"{folder}/{name}")
 
 
 def remove_parents(layout: Layout) -> None:

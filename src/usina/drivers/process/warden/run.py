@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -30,6 +30,7 @@ from . import beside, journal, kernel, network
 from .groups import Group, Use
 from .logs import Lines, Log, masks
 from .loop import Loop, fork
+from .spawn import Started
 
 _CHUNK: Final = 64 << 10
 _MOST_LEFT: Final = 64  # reads of what an ended run has left in a pipe: 4 MiB, more than any pipe holds
@@ -57,6 +58,7 @@ class Run:
         self._cause = ""
         self._pid = 0
         self._own = -1  # pidfd of the first process inside
+        self.started: Started | None = None
         self._journal = f"{folder}/journal"
         self._pipes: tuple[int, ...] = ()
         self._says: dict[int, Lines] = {}
@@ -69,13 +71,17 @@ class Run:
 
     # --- its beginning
 
-    def began(self, pid: int, own: int, says: Sequence[int]) -> None:
-        """Its first process is there, and waits. `own`: a descriptor of it; `says`: what it says, by pipes."""
-        self._pid, self._own = pid, own
-        self._pipes = tuple(says)
+    def given(self, started: Started) -> None:
+        """Its sandbox, which waits."""
+        self.started = started
+        self._pid, self._own, self._pipes = started.pid, started.own, started.says
+
+    def began(self) -> None:
+        """Its sandbox is about to be told what to run."""
         self.since = time.time()
-        found = kernel.stat_of(pid)
-        process = {"pid": pid, "start": found.start if found else 0, "boot": kernel.boot_id(), "since": self.since}
+        found = kernel.stat_of(self._pid)
+        start = found.start if found else 0
+        process = {"pid": self._pid, "start": start, "boot": kernel.boot_id(), "since": self.since}
         journal.add(self._journal, "process", process)
 
     def adopt(self, known: Mapping[str, Any]) -> bool:
@@ -129,6 +135,9 @@ class Run:
             os.close(fd)
         self._says = {}
         self._tell_waiting()
+        if self.started is not None:
+            self.started.give_up()
+        self._open_gate()
         if self._own < 0:
             self.group.remove()
             return
@@ -228,12 +237,12 @@ class Run:
 
     def _kill(self) -> None:
         """The first process of a namespace takes all others with it. Where there is none yet, `listen` comes."""
-        if self.end is None and self._own >= 0:
+        if self.end is None and self.since and self._own >= 0:
             self._killed = True
             kernel.kill(self._own)
 
     def inside(self) -> beside.Inside | None:
-        if self.end is not None or self._own < 0:
+        if self.end is not None or not self.since or self._own < 0:
             return None
         record = self.record
         return beside.Inside(

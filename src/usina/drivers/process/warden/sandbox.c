@@ -11,9 +11,11 @@
  * of others, holds open the pipes of what is said, and writes how it ended ("exit 0", "problem there is no …"). It is
  * not dumpable, so that the command can neither trace nor look into it.
  *
- * Asked over a socket of packets (descriptor 3): fields that end in a zero byte, as `spawn._wish` writes them, with four
- * descriptors: its output, its errors, the file for its end, the pipe. Answered with the number of the first process
- * and a descriptor of it, or with "-" and the number of an error. What is the same for all comes by standard input.
+ * Asked over a socket of packets (descriptor 3): fields that end in a zero byte, as `spawn._wish` writes them, with
+ * descriptors: its output, its errors, the file for its end, the pipe, and lists of processes of the control groups that
+ * it is to be in. Answered with the number of the first process and a descriptor of it, or with "-" and the number of an
+ * error. What is the same for all comes by standard input. A sandbox joins its groups itself: the kernel may take a while
+ * over the first that does so after a pause.
  *
  * What is allowed where: user_namespaces(7), mount_namespaces(7), pid_namespaces(7), capabilities(7).
  */
@@ -43,8 +45,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { INNER = 1000, LINE = 3, GIVEN = 4, MOST = 128 << 10, MOST_WORDS = 4 << 20, PATHS = 4400 };
-enum { OUT, ERR, STATUS, PIPE };
+enum { INNER = 1000, LINE = 3, LEAST = 4, GIVEN = 12, KEPT = 100, MOST = 128 << 10, MOST_WORDS = 4 << 20, PATHS = 4400 };
+enum { OUT, ERR, STATUS, PIPE, GROUPS };
 #define END 'x'
 #define PLAIN (MS_NOSUID | MS_NODEV)
 #define STILL (ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV)
@@ -63,7 +65,7 @@ static struct {
 
 /* What one run is to have. Everything points into the request. */
 struct wish {
-    const char *handle, *memory, *hostname, *workdir;
+    const char *handle;
     long uid; /* -1: our own */
     int own_network;
     long etc_count, device_count, extra_count;
@@ -303,7 +305,7 @@ static void own_root(const struct wish *wish) {
 }
 
 static void furnish(const struct wish *wish) {
-    char path[PATHS], target[PATHS], data[100];
+    char path[PATHS], target[PATHS];
     int special = wish->device_count || wish->extra_count;
     if (special)
         own_root(wish);
@@ -312,8 +314,7 @@ static void furnish(const struct wish *wish) {
     must(chdir(special ? "/new" : "/root"), "chdir");
     mounted("proc", "proc", "proc", PLAIN | MS_NOEXEC, NULL);
     mounted("devpts", "dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620");
-    snprintf(data, sizeof data, "mode=1777,size=%.40s", wish->memory);
-    mounted("tmpfs", "dev/shm", "tmpfs", PLAIN, data);
+    mounted("tmpfs", "dev/shm", "tmpfs", PLAIN, "mode=1777,size=4096");
     snprintf(path, sizeof path, "/box/%s/tmp", wish->handle);
     mounted(path, "tmp", NULL, MS_BIND, NULL);
     snprintf(path, sizeof path, "/box/%s/work", wish->handle);
@@ -376,8 +377,8 @@ static _Noreturn void look_after(pid_t child) {
     }
 }
 
-/* Wait for the command and its environment, as `spawn.words` writes them, and be its parent. */
-static _Noreturn void run(int pipe, const char *workdir) {
+/* Wait for the command and what belongs to it, as `spawn.words` writes them, and be its parent. */
+static _Noreturn void run(int pipe) {
     size_t size;
     char *data = read_all(pipe, MOST_WORDS, &size);
     close(pipe);
@@ -387,14 +388,19 @@ static _Noreturn void run(int pipe, const char *workdir) {
     if (told.end - told.next != bytes + 1 || told.end[-1] != END) _exit(1);
     char **command = calloc(words + 1, sizeof *command);
     char **variables = calloc(bytes + 2, sizeof *variables);
-    char pwd[PATHS];
+    char pwd[PATHS], size_of[60];
     if (command == NULL || variables == NULL) fail("out of memory");
-    for (long n = 0; n < words; n++) command[n] = field(&told);
     told.end--;
+    const char *workdir = field(&told), *hostname = field(&told);
+    snprintf(size_of, sizeof size_of, "size=%.40s", field(&told));
+    for (long n = 0; n < words; n++) command[n] = field(&told);
     long count = 0;
     while (told.next < told.end) variables[count++] = field(&told);
     join(pwd, "PWD=", workdir);
     variables[count] = pwd;
+    mounted("tmpfs", "/dev/shm", NULL, PLAIN | MS_REMOUNT, size_of);
+    must(sethostname(hostname, strlen(hostname)), "sethostname");
+    prctl(PR_SET_NAME, "usina-run", 0, 0, 0);
     unshare(CLONE_NEWCGROUP); /* only now: it is in its own group since; where there are none, there is nothing to hide */
     give_up_privileges();
     if (chdir(workdir) < 0) fail("there is no folder %s", workdir);
@@ -402,33 +408,35 @@ static _Noreturn void run(int pipe, const char *workdir) {
 }
 
 /* The first process of a sandbox. */
-static _Noreturn void be(const struct wish *wish, const int *given, int mapped) {
+static _Noreturn void be(const struct wish *wish, const int *given, int count, int mapped) {
     struct rlimit files;
     char go;
     status = given[STATUS];
     if (read(mapped, &go, 1) != 1) _exit(1);
-    prctl(PR_SET_NAME, "usina-run", 0, 0, 0);
     signal(SIGCHLD, SIG_DFL);
     must(dup2(site.null, 0), "dup");
     must(dup2(given[OUT], 1), "dup");
     must(dup2(given[ERR], 2), "dup");
-    int pipe = fcntl(given[PIPE], F_DUPFD_CLOEXEC, 100);
-    status = fcntl(status, F_DUPFD_CLOEXEC, 101);
-    if (pipe != 100 || status != 101) fail("descriptors: %s", strerror(errno));
-    close_range(3, 99, 0);
-    close_range(102, ~0U, 0);
+    for (int n = STATUS; n < count; n++) must(dup3(given[n], KEPT + n, O_CLOEXEC), "dup");
+    status = KEPT + STATUS;
+    close_range(3, KEPT + STATUS - 1, 0);
+    close_range(KEPT + count, ~0U, 0);
     must(setsid(), "setsid");
     must(setresgid(INNER, INNER, INNER), "setresgid");
     must(setresuid(INNER, INNER, INNER), "setresuid");
     if (site.uid == 0) must(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "dumpable");
     furnish(wish);
-    must(sethostname(wish->hostname, strlen(wish->hostname)), "sethostname");
     if (wish->own_network) loopback_up();
+    for (int n = GROUPS; n < count; n++) {
+        must(write(KEPT + n, "0", 1), "control group");
+        close(KEPT + n);
+    }
     must(getrlimit(RLIMIT_NOFILE, &files), "getrlimit");
     files.rlim_cur = site.open_files;
     must(setrlimit(RLIMIT_NOFILE, &files), "setrlimit");
     umask(0022);
-    run(pipe, wish->workdir);
+    prctl(PR_SET_NAME, "usina-spare", 0, 0, 0); /* by which the warden knows that it waits */
+    run(KEPT + PIPE);
 }
 
 /* --- being asked */
@@ -455,7 +463,7 @@ static int map_users(const char *process, uid_t inner_uid, uid_t uid, gid_t inne
             ? -1 : 0;
 }
 
-static pid_t make(const struct wish *wish, const int *given, int *own) {
+static pid_t make(const struct wish *wish, const int *given, int count, int *own) {
     int mapped[2];
     char name[20];
     unsigned long kinds = CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS
@@ -464,7 +472,7 @@ static pid_t make(const struct wish *wish, const int *given, int *own) {
     pid_t pid = syscall(SYS_clone, kinds | CLONE_PIDFD | SIGCHLD, 0, own, 0, 0);
     if (pid == 0) {
         close(mapped[1]);
-        be(wish, given, mapped[0]);
+        be(wish, given, count, mapped[0]);
     }
     if (pid > 0) {
         snprintf(name, sizeof name, "%d", pid);
@@ -490,9 +498,6 @@ static struct wish read_wish(char *data, size_t size) {
     struct wish wish = {.handle = field(&told)};
     wish.uid = number(&told);
     wish.own_network = number(&told) != 0;
-    wish.memory = field(&told);
-    wish.hostname = field(&told);
-    wish.workdir = field(&told);
     wish.etc = list(&told, &wish.etc_count);
     wish.devices = list(&told, &wish.device_count);
     wish.extra = list(&told, &wish.extra_count);
@@ -521,10 +526,11 @@ static void serve(void) {
         if (size <= 0) return;
         int given[GIVEN], own = -1;
         struct cmsghdr *head = CMSG_FIRSTHDR(&message);
-        if (head == NULL || head->cmsg_len != CMSG_LEN(sizeof given)) fail("a request came without its descriptors");
-        memcpy(given, CMSG_DATA(head), sizeof given);
+        int count = head == NULL ? 0 : (head->cmsg_len - CMSG_LEN(0)) / sizeof *given;
+        if (count < LEAST || count > GIVEN) fail("a request came without its descriptors");
+        memcpy(given, CMSG_DATA(head), count * sizeof *given);
         struct wish wish = read_wish(request, size);
-        pid_t pid = make(&wish, given, &own);
+        pid_t pid = make(&wish, given, count, &own);
         if (pid > 0) {
             answer(pid, own);
             close(own);
@@ -532,7 +538,7 @@ static void serve(void) {
             data = (struct iovec){text, snprintf(text, sizeof text, "-%d", errno)};
             must(send(LINE, text, data.iov_len, MSG_NOSIGNAL), "answer");
         }
-        for (int n = 0; n < GIVEN; n++) close(given[n]);
+        for (int n = 0; n < count; n++) close(given[n]);
         free(wish.etc);
         free(wish.devices);
         free(wish.extra);

@@ -288,8 +288,7 @@ def main() -> None:
         for client in list(door.clients):
             client.close()
         os.unlink(f"{state}/socket")
-        house.sandboxes.close()
-        house.spares.clear()
+        house.close()
         if house.root:
             unreach(house.place)
         if not house.runs:

@@ -1,7 +1,8 @@
-"""Folders of runs that are over and left them as they were, kept to be used again.
+"""What runs need, made beforehand or used again.
 
-Making and removing eight files and folders for each run is what costs most of all on ext4, which looks at every inode
-removed in the last seconds before it gives one out. A folder is kept only if nothing shows that anybody had it.
+Folders of runs that are over and left them as they were: making and removing eight files and folders for each run is
+what costs most of all on ext4, which looks at every inode removed in the last seconds before it gives one out. A folder
+is kept only if nothing shows that anybody had it.
 """
 
 from __future__ import annotations
@@ -30,21 +31,36 @@ class Spares:
     def __init__(self, state: str) -> None:
         self._state = state
         self._names: list[str] = []
+        self._mark = os.urandom(4).hex()  # no other warden's are called the same
         self._numbers = itertools.count()
 
-    def take(self, handle: str, uid: int | None) -> bool:
-        """Make a pair that of `handle`, as fresh ones are. False where there is none."""
-        if not self._names:
-            return False
-        name = self._names.pop()
+    def take(self, uid: int | None) -> str:
+        """The name of a pair as fresh ones are, with folders that belong to `uid`."""
+        name = self._names.pop() if self._names else self._new()
         for folder in _BOX:
             path = f"{self._state}/box/{name}/{folder}"
             if uid is not None:
                 os.chown(path, uid, uid)
             os.chmod(path, 0o700)
+        return name
+
+    def _new(self) -> str:
+        name = self._name()
+        os.mkdir(f"{self._state}/runs/{name}", 0o700)
+        box = f"{self._state}/box/{name}"
+        os.mkdir(box)
+        os.chmod(box, 0o711)  # noqa: S103 - users of runs pass through
+        for folder in _BOX:
+            os.mkdir(f"{box}/{folder}", 0o700)
+        return name
+
+    def _name(self) -> str:
+        return f"{PREFIX}{self._mark}-{next(self._numbers)}"
+
+    def give(self, name: str, handle: str) -> None:
+        """Make a pair that of a run."""
         os.rename(f"{self._state}/runs/{name}", f"{self._state}/runs/{handle}")
         os.rename(f"{self._state}/box/{name}", f"{self._state}/box/{handle}")
-        return True
 
     def keep(self, handle: str) -> bool:
         """Keep the pair of a run that is over, if it can be. False where it must be removed."""
@@ -52,7 +68,7 @@ class Spares:
         try:
             if len(self._names) >= _MOST or not _is_fresh(box) or not all(_is_short(f"{folder}/{f}") for f in _KEPT):
                 return False
-            name = f"{PREFIX}{next(self._numbers)}"
+            name = self._name()
             for file in os.listdir(folder):
                 if file in _KEPT:
                     _empty(f"{folder}/{file}")
@@ -66,10 +82,11 @@ class Spares:
         return True
 
     def clear(self) -> None:
-        while self._names:
-            name = self._names.pop()
-            for folder in ("box", "runs"):
-                shutil.rmtree(f"{self._state}/{folder}/{name}", ignore_errors=True)
+        for folder in ("box", "runs"):
+            for name in os.listdir(f"{self._state}/{folder}"):
+                if name.startswith(PREFIX):
+                    shutil.rmtree(f"{self._state}/{folder}/{name}", ignore_errors=True)
+        self._names = []
 
 
 def _is_short(path: str) -> bool:

@@ -13,7 +13,7 @@ import errno
 import fcntl
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -39,10 +39,13 @@ def environment(record: Mapping[str, Any]) -> dict[str, str]:
     return {**own, "USINA_RUN": record["handle"], **record["environment"], **record["forced"]}
 
 
-def words(command: Sequence[str], variables: Mapping[str, str]) -> bytes:
-    """What the sandbox is told: how many words the command has, the size of what follows, these words, and the
-    environment."""
-    told = [*command, *(f"{name}={value}" for name, value in variables.items())]
+def words(record: Mapping[str, Any]) -> bytes:
+    """What a sandbox is told: how many words the command has, the size of what follows, where it begins, the name of
+    its host, the size of /dev/shm, these words, and the environment."""
+    card, command = record.get("card"), record["command"]
+    variables = (f"{name}={value}" for name, value in record["shown"].items())
+    hostname, memory = card["hostname"] if card else HOSTNAME, record["memory"] or _SHARED_MEMORY
+    told = [record["workdir"], hostname, str(memory), *command, *variables]
     data = b"".join(word.encode("utf-8", "surrogateescape") + b"\0" for word in told)
     return b"%d\0%d\0" % (len(command), len(data)) + data
 
@@ -61,19 +64,31 @@ class Started:
             os.sched_setaffinity(self.pid, cpus)
 
     def tell(self, data: bytes) -> int:
-        """All at once, into a pipe that has room for it. Returns the pipe: what is told counts when `END` is added."""
-        if len(data) >= _PIPE:
-            fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, len(data) + 1)
-        os.write(self._pipe, data)
-        return self._pipe
-
-    def release(self) -> None:
-        os.write(self._pipe, END)
-        os.close(self._pipe)
+        """All at once, into a pipe that has room for it. Returns the pipe, which is the caller's from here on: what was
+        told counts when `END` is added, and begins when it is closed."""
+        pipe, self._pipe = self._pipe, -1
+        try:
+            if len(data) >= _PIPE:
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, len(data) + 1)
+            os.write(pipe, data)
+        except BaseException:
+            os.close(pipe)
+            raise
+        return pipe
 
     def give_up(self) -> None:
-        with suppress(OSError):
+        """It ends without having run anything."""
+        if self._pipe >= 0:
             os.close(self._pipe)
+            self._pipe = -1
+
+
+def release(pipe: int) -> None:
+    """Let a sandbox begin what it was told."""
+    try:
+        os.write(pipe, END)
+    finally:
+        os.close(pipe)
 
 
 class Sandboxes:
@@ -88,18 +103,17 @@ class Sandboxes:
         self._line: socket.socket | None = None
         self._pid = 0
 
-    def make(self, record: Mapping[str, Any], folder: str, meanwhile: Callable[[], None] = lambda: None) -> Started:
-        """Make one, and do something else in the meantime. Raises `OSError`; then nothing was started."""
+    def make(self, record: Mapping[str, Any], folder: str, groups: Sequence[int] = ()) -> Started:
+        """Make one. `groups`: lists of processes, which it adds itself to. Raises `OSError`; then nothing was
+        started."""
         opened: list[int] = []
         try:
-            return self._make(record, folder, opened, meanwhile)
+            return self._make(record, folder, opened, groups)
         finally:
             for fd in opened:
                 os.close(fd)
 
-    def _make(
-        self, record: Mapping[str, Any], folder: str, opened: list[int], meanwhile: Callable[[], None]
-    ) -> Started:
+    def _make(self, record: Mapping[str, Any], folder: str, opened: list[int], groups: Sequence[int]) -> Started:
         def use(fd: int) -> int:
             opened.append(fd)
             return fd
@@ -114,31 +128,25 @@ class Sandboxes:
                 use(far)
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
             use(os.open(f"{folder}/status", flags, 0o600))
-            pid, own = self._ask(_wish(record), [*opened[1:], pipe], meanwhile)
+            pid, own = self._ask(_wish(record), [*opened[1:], pipe, *groups])
         except BaseException:
             for fd in (tells, *ours):
                 os.close(fd)
             raise
         return Started(pid, own, (ours[0], ours[1]), tells)
 
-    def _ask(self, wish: bytes, fds: Sequence[int], meanwhile: Callable[[], None]) -> tuple[int, int]:
+    def _ask(self, wish: bytes, fds: Sequence[int]) -> tuple[int, int]:
         if len(wish) > _MOST:
             raise OSError(errno.E2BIG, "too many files outside the working directory")
         try:
-            return self._asked(wish, fds, meanwhile)
+            return self._asked(wish, fds)
         except (BrokenPipeError, ConnectionResetError, EOFError):
             self.close()
-            return self._asked(wish, fds, meanwhile)
+            return self._asked(wish, fds)
 
-    def _asked(self, wish: bytes, fds: Sequence[int], meanwhile: Callable[[], None]) -> tuple[int, int]:
+    def _asked(self, wish: bytes, fds: Sequence[int]) -> tuple[int, int]:
         line = self._line or self._begin()
         socket.send_fds(line, [wish], fds)
-        try:
-            meanwhile()
-        except OSError:
-            for fd in socket.recv_fds(line, _MOST, 1)[1]:
-                os.close(fd)  # it ends with its pipe
-            raise
         data, found, _, _ = socket.recv_fds(line, _MOST, 1)
         if not data:
             raise EOFError
@@ -178,15 +186,11 @@ class Sandboxes:
 
 
 def _wish(record: Mapping[str, Any]) -> bytes:
-    card = record.get("card")
     uid = -1 if record["uid"] is None else record["uid"]
-    own_network = int(record["network"] != "host")
-    memory = record["memory"] or _SHARED_MEMORY
-    hostname = card["hostname"] if card else HOSTNAME
     return b"".join(
         (
-            _fields(record["handle"], uid, own_network, memory, hostname, record["workdir"]),
-            _listed(CARD_FILES if card else ()),
+            _fields(record["handle"], uid, int(record["network"] != "host")),
+            _listed(CARD_FILES if record.get("card") else ()),
             _listed(record["devices"]),
             _listed(record["extra"]),
         )
