@@ -27,7 +27,20 @@ from usina.core.machine import Absent, Restart, Unreachable
 from usina.core.quota import amounts_placed
 from usina.core.resource import Kind, Phase, Resource
 from usina.core.task import End, Ended, Network, Queued, Running, Sight, TaskSpec, TaskStatus
-from usina.core.task_decide import OVER, Gate, Part, Task, View, begun, decide, gang_of, needs_of, phase_of
+from usina.core.task_decide import (
+    ASKING,
+    OVER,
+    SOON,
+    Gate,
+    Part,
+    Task,
+    View,
+    begun,
+    decide,
+    gang_of,
+    needs_of,
+    phase_of,
+)
 from usina.core.tenancy import MEASURES, Amounts
 
 CLAIM = Claim("hst-1", cores=1, memory=1024)
@@ -254,6 +267,24 @@ def test_never_more_at_once_than_asked_for(phases: list[Phase], at_once: int) ->
     more = sum(len(step.parts) for step in decision.steps if isinstance(step, Admit))
     assert at_work + more <= max(at_once, at_work)
     assert all(p.over for p in parts) == (decision.phase in OVER)
+
+
+def test_of_a_large_array_only_some_ask_for_their_places_at_a_time() -> None:
+    many = tuple(range(ASKING * 3))
+
+    def admitted_of(parts: list[Part], admitted: int) -> Decision:
+        return whole(*parts, indices=many, status=TaskStatus(admitted=admitted))
+
+    parts = [part(n) for n in many]
+    (first,) = admitted_of(parts, 0).steps
+    assert isinstance(first, Admit) and len(first.parts) == ASKING
+    waiting = admitted_of(parts, ASKING)
+    assert waiting.steps == () and waiting.due == 1.0 + SOON
+    parts[:10] = [part(n, Phase.RUNNING, placed=True) for n in range(10)]
+    (next_ones,) = admitted_of(parts, ASKING).steps
+    assert isinstance(next_ones, Admit) and next_ones.parts == tuple(p.id for p in parts[ASKING : ASKING + 10])
+    running = [part(n, Phase.RUNNING, placed=True) for n in many]
+    assert admitted_of(running, len(many)).due is None
 
 
 def test_a_gang_is_placed_together_and_ends_together() -> None:

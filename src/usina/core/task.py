@@ -179,6 +179,7 @@ class Ended:
     job: str = ""
     nodes: tuple[str, ...] = ()
     units: tuple[Unit, ...] = ()
+    silent: bool = False  # it is known to have no log
 
 
 Sight = Absent | Unreachable | Queued | Running | Ended

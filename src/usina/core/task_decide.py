@@ -37,6 +37,8 @@ _REACHES = {Network.OUTBOUND: "task:outbound", Network.HOST: "task:host-network"
 
 LOOK_AGAIN = 5.0  # seconds between looks at a stack that does not answer
 SLACK = 30.0  # seconds that a stack may be late in ending a run at its time limit, before it is told to
+ASKING = 240  # parts of one whole that ask for their places at a time
+SOON = 0.1  # seconds until more of them may
 _BEFORE = frozenset({Phase.PENDING, Phase.QUEUED, Phase.BUILDING})
 OVER = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.STOPPED})
 
@@ -319,15 +321,18 @@ def _whole(task: Task, parts: Sequence[Part], gate: Gate, now: Instant) -> Decis
 
 
 def _turns(task: Task, parts: Sequence[Part], now: Instant) -> Decision:
-    """As many parts at work as may be."""
+    """As many parts at work as may be, and only some of them asking for their places at a time."""
     admitted = task.status.admitted
-    at_work = sum(not part.over for part in parts[:admitted])
-    room = (task.spec.at_once or len(parts)) - at_work
-    if room > 0 and admitted < len(parts):
-        return Decision(task.phase, steps=(Admit(tuple(part.id for part in parts[admitted : admitted + room])),))
-    if any(part.phase not in _BEFORE for part in parts):
-        return Decision(Phase.RUNNING, settled=True)
-    return Decision(Phase.PENDING, settled=True, due=now + 1)  # parts wake it at their end, not when they begin
+    at_work = [part for part in parts[:admitted] if not part.over]
+    room = (task.spec.at_once or len(parts)) - len(at_work)
+    asking = ASKING - sum(not part.placed for part in at_work)
+    if min(room, asking) > 0 and admitted < len(parts):
+        some = parts[admitted : admitted + min(room, asking)]
+        return Decision(task.phase, steps=(Admit(tuple(part.id for part in some)),))
+    begun = any(part.phase not in _BEFORE for part in parts)
+    more = admitted < len(parts) and room > 0
+    due = now + SOON if more else None if begun else now + 1  # parts wake it at their end, not when they begin
+    return Decision(Phase.RUNNING if begun else Phase.PENDING, settled=True, due=due)
 
 
 def _all_over(task: Task, parts: Sequence[Part]) -> Decision:

@@ -232,6 +232,8 @@ class Reconciler:
             if more is not None:
                 more(work, job.lease)
             await work.commit()
+            if more is not None:
+                self._hint.set()  # it may have woken others
 
         if isinstance(step, _BRINGING) and job.resource.generation > 1:
             await self._bring(job, hand)

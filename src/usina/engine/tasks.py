@@ -207,7 +207,7 @@ class TaskHand:
         status: TaskStatus = self._final(task, end)
         if isinstance(view.sight, Ended) and task.provider is not None:
             driver = await self._fleet.tasks(task.provider, task.spec.on)
-            for start, data in await self._log(driver, task):
+            for start, data in () if view.sight.silent else await self._log(driver, task):
                 writers.keep_log(work, task.id, status.run, start, data, lease)
             if task.spec.outputs:
                 status = await self._keep_outputs(driver, task, status, work, lease)

@@ -32,6 +32,7 @@ def _ended(told: Mapping[str, Any]) -> Ended:
         message=told["message"],
         since=told["since"],
         usage=usage([*use, told["at"]]) if use else None,
+        silent=told.get("silent", False),
     )
 
 

@@ -268,6 +268,7 @@ class Run:
         use = self._last_use()
         how, code, message = self._how(*status, watched)
         self.end = {"at": time.time(), "since": self.since, "how": how, "code": code, "message": message}
+        self.end["silent"] = not self.log.end
         self.end["usage"] = None if use is None else [use.cpu, use.memory, use.peak]
         self._settle()
         self._clear_group()
