@@ -208,6 +208,7 @@ async def test_restart_always_brings_a_guest_back(factory: Running, order: Order
     await factory.phase(machine["id"], Phase.RUNNING)
 
 
+@pytest.mark.slow
 async def test_a_host_that_vanishes_is_told_and_comes_back(factory: Running, order: Order) -> None:
     machine = await factory.phase((await order())["id"], Phase.RUNNING)
     down = factory.factory.settings.data_dir / "hosts" / machine["host"] / "fake/down"

@@ -316,6 +316,7 @@ async def test_a_run_that_no_task_knows_of_is_removed(factory: Running) -> None:
     assert handle not in await driver.survey()
 
 
+@pytest.mark.slow
 async def test_a_host_that_is_away_keeps_its_tasks(factory: Running) -> None:
     task = await order(factory, "sleep", "3")
     found = await phase(factory, task, Phase.RUNNING)
@@ -381,6 +382,7 @@ async def test_a_followed_log_ends_with_its_key(factory: Running) -> None:
         assert await asyncio.wait_for(following, 20) == 200
 
 
+@pytest.mark.slow
 async def test_what_cannot_be_finished_now_is_finished_later(factory: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """However often it fails: a task that is over must not hold its place for ever."""
     tries = 0

@@ -37,6 +37,7 @@ async def machine(factory: Running, **more: Any) -> Json:
     return await call(factory, "POST", "/machines", {"name": "box", "image": "ready"} | more, 201)
 
 
+@pytest.mark.slow
 async def test_a_task_waits_for_its_machine_and_claims_nothing(factory: Running) -> None:
     await inside(factory)
     made = await machine(factory)
