@@ -22,35 +22,20 @@ NEWUSER: Final = 0x10000000
 NEWPID: Final = 0x20000000
 NEWNET: Final = 0x40000000
 
-MS_RDONLY: Final = 1
-MS_NOSUID: Final = 2
-MS_NODEV: Final = 4
-MS_NOEXEC: Final = 8
-MS_REMOUNT: Final = 32
 MS_BIND: Final = 4096
 MS_REC: Final = 16384
-MS_PRIVATE: Final = 1 << 18
 MS_SLAVE: Final = 1 << 19
-RDONLY, NOSUID, NODEV = 1, 2, 4  # of `set_mount_flags`
 _MNT_DETACH: Final = 2
 _NS_GET_USERNS: Final = 0xB701
 _PR_SET_PDEATHSIG: Final = 1
-_PR_SET_DUMPABLE: Final = 4
 _PR_SET_NAME: Final = 15
 _PR_SET_SECCOMP: Final = 22
 _PR_CAPBSET_DROP: Final = 24
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _SECCOMP_FILTER: Final = 2
 _LAST_CAPABILITY: Final = 63
-_CLONE_PIDFD: Final = 0x1000
-_SYS_CLONE: Final = {"x86_64": 56, "aarch64": 220}
-_SYS_PIVOT_ROOT: Final = {"x86_64": 155, "aarch64": 41}
-_SYS_MOUNT_SETATTR: Final = 442
-_AT_FDCWD: Final = -100
-_AT_RECURSIVE: Final = 0x8000
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_machine = os.uname().machine
 
 
 def _checked(result: int) -> int:
@@ -68,34 +53,8 @@ def unshare(kinds: int) -> None:
     _checked(_libc.unshare(kinds))
 
 
-def mount(source: str, target: str, flags: int, kind: str = "", data: str = "") -> None:
-    words = (os.fsencode(source), os.fsencode(target), kind.encode() or None)
-    _checked(_libc.mount(*words, ctypes.c_ulong(flags), data.encode() or None))
-
-
-class _Attributes(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "namespace")]
-
-
-def set_mount_flags(target: str, flags: int) -> None:
-    """On a mount and all below it. See mount_setattr(2)."""
-    wish = _Attributes(flags, 0, 0, 0)
-    call = (_SYS_MOUNT_SETATTR, _AT_FDCWD, os.fsencode(target), _AT_RECURSIVE, ctypes.byref(wish), ctypes.sizeof(wish))
-    _checked(_libc.syscall(*call))
-
-
-def pivot_root(new: str, old: str) -> None:
-    _checked(_libc.syscall(_SYS_PIVOT_ROOT[_machine], os.fsencode(new), os.fsencode(old)))
-
-
-def clone(kinds: int) -> tuple[int, int]:
-    """A fork into new namespaces. Returns the child's number and a descriptor of it; (0, -1) in the child, which had
-    better be the child of a process with one thread."""
-    fd = ctypes.c_int(-1)
-    flags = ctypes.c_ulong(kinds | _CLONE_PIDFD | signal.SIGCHLD)
-    zero = ctypes.c_ulong(0)
-    pid = _checked(_libc.syscall(_SYS_CLONE[_machine], flags, zero, ctypes.byref(fd), zero, zero))
-    return pid, fd.value if pid else -1
+def mount(source: str, target: str, flags: int) -> None:
+    _checked(_libc.mount(os.fsencode(source), os.fsencode(target), None, ctypes.c_ulong(flags), None))
 
 
 def unmount(target: str) -> None:
@@ -111,11 +70,6 @@ def _prctl(option: int, *values: object) -> int:
 def die_with_parent() -> None:
     """Killed when the parent dies. The caller looks afterwards whether it has died already."""
     _checked(_prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL)))
-
-
-def set_undumpable() -> None:
-    """Nobody without privilege may trace us or look into us, not even as our own user."""
-    _checked(_prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0)))
 
 
 def set_name(name: str) -> None:
