@@ -63,8 +63,13 @@ def command_of(pid: int) -> str:
         return ""
 
 
-def waits(pid: int) -> bool:
-    return Path(f"/proc/{pid}/comm").read_text().strip() in ("usina-zygote", "usina-spare")
+def waits(pid: int, first: int = 0, last: int = 1 << 32) -> bool:
+    """Whether a process, of any user of a range, is a sandbox that waits for its run, or is being made to."""
+    try:
+        named = Path(f"/proc/{pid}/comm").read_text().strip() in ("usina-zygote", "usina-spare")
+        return named and first <= os.stat(f"/proc/{pid}").st_uid <= last
+    except OSError:
+        return False
 
 
 def of_users(first: int, last: int) -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from process_wardens import command_of, left_of, of_users, opened, pids, process_host, processes_that
+from process_wardens import command_of, left_of, of_users, opened, pids, process_host, processes_that, waits
 
 from usina.core.machine import Absent
 from usina.core.task import End, Ended, FilePlan, Network, Running, TaskPlan
@@ -501,6 +501,21 @@ async def test_a_killed_sandbox_takes_its_processes_along(stack: ProcessDriver) 
         until(lambda: not processes_that(lambda text: text.startswith("sleep 613")), limit=5)
 
 
+@root_only
+async def test_a_waiting_sandbox_that_is_lost_is_replaced(stack: ProcessDriver) -> None:
+    def waiting() -> list[int]:
+        return [pid for pid in pids() if waits(pid, *UIDS)]
+
+    await stack.survey()
+    first = until(waiting)
+    for pid in first:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: not set(first) & set(waiting()))
+    async with begun(stack, plan("echo well")) as run:
+        assert (await ended(stack, run.handle)).code == 0
+        assert set(until(waiting)).isdisjoint(first)
+
+
 async def test_a_shutdown_ends_the_warden_and_no_run(stack: ProcessDriver) -> None:
     async with begun(stack, plan("echo up; sleep 600")) as run:
         await until_said(stack, run.handle, "up")
@@ -556,7 +571,12 @@ async def test_a_command_beside_it_is_in_its_groups(stack: ProcessDriver, tmp_pa
         await until_said(stack, run.handle, "up")
         line = await stack.exec(run.handle, ("sleep", "617"), terminal=False)
         pid = host_pid("sleep 617")
-        assert f"{stack.group}/{run.handle}" in Path(f"/proc/{pid}/cgroup").read_text()
+        journal = (tmp_path / "process" / "runs" / run.handle / "journal").read_text().splitlines()
+        record = next(json.loads(line)["record"] for line in journal if line)
+        assert record["groups"], "it has groups, and both are in each of them"
+        for folder in record["groups"].values():
+            members = Path(folder, "cgroup.procs").read_text().split()
+            assert {str(pid), str(host_pid("sleep 600"))} <= set(members)
         await line.close()
         until(lambda: not processes_that(lambda text: text.startswith("sleep 617")), limit=5)
 

@@ -16,42 +16,23 @@ from __future__ import annotations
 
 import errno
 import os
-import select
-import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from . import files, journal, kernel, network
 from .groups import Group, Layout, Limits, find, sweep
 from .loop import Loop, fork, run_program
+from .ready import ReadySandboxes, make
 from .run import Run
 from .spares import PREFIX, Spares
 from .spawn import CARD_FILES, GATED, MOST_BYTES, WORK, Sandboxes, Started, environment, release, words
 
-_READY: Final = 2  # sandboxes that wait
-_QUIET: Final = 0.005  # seconds without a start, before another is made to wait
-_PATIENCE: Final = 2.0
 _OWN_PROCESSES: Final = 3  # the first, and two that join
 _FORBIDDEN: Final = ("/usr", "/bin", "/sbin", "/lib", "/proc", "/dev", "/sys", "/etc")
 
 Answer = Callable[[Exception | None], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A sandbox that waits for a run to be its own. Its folders are called `name`."""
-
-    name: str
-    uid: int | None
-    group: Group
-    started: Started
-
-    def waits(self) -> bool:
-        """Its folders may be given another name only when it has mounted them."""
-        return _content(f"/proc/{self.started.pid}/comm") == b"usina-spare\n"
 
 
 class House:
@@ -76,12 +57,11 @@ class House:
         self.place = reach(f"{state}/box", f"/run/{settings['group']}") if self.root else f"{state}/box"
         self.sandboxes = Sandboxes(self._common())
         self.spares = Spares(state)
-        self._ready: list[Ready] = []
-        self._begun_at = 0.0
-        self._filling = True
         self._adopt()
         sweep(self.layout, PREFIX)
-        self.loop.later(0, self._fill)
+        self._ready = ReadySandboxes(
+            loop, state, self.layout, self.sandboxes, self.spares, self._lend_uid, self._give_back_uid
+        )
 
     def _common(self) -> dict[str, Any]:
         """What is the same for all sandboxes."""
@@ -154,14 +134,14 @@ class House:
         handle = plan["handle"]
         folder = f"{self.state}/runs/{handle}"
         record = self._record(plan)
-        ready = self._ready_for(record)
+        ready = self._ready.take(record)
         if ready is not None:
             record |= {"uid": ready.uid, "groups": ready.group.folders}
         try:
             self._furnish(handle, record, ready.name if ready is not None else self.spares.take(record["uid"]))
         except BaseException:
             if ready is not None:
-                self._drop(ready)
+                self._ready.drop(ready)
             raise
         journal.add(f"{folder}/journal", "record", record)
         group = Group(record["groups"], record["group_versions"])
@@ -180,72 +160,9 @@ class House:
         for file in CARD_FILES if record.get("card") else ():
             _write(f"{box}/{file}", record["card"][file])
 
-    def _ready_for(self, record: Mapping[str, Any]) -> Ready | None:
-        """A sandbox that waits already, if the run asks for nothing that must be known before one is made."""
-        special = record["extra"] or record["devices"] or record.get("card") or record["cpus"] or record["nodes"]
-        if special or record["network"] == "host" or not self._ready or not self._ready[0].waits():
-            return None
-        return self._ready.pop(0)
-
-    def _fill(self) -> None:
-        """Make sandboxes that wait, while nothing else is to do."""
-        if time.monotonic() - self._begun_at < _QUIET:
-            return self.loop.later(_QUIET, self._fill)
-        self._filling = len(self._ready) + 1 < _READY
-        if len(self._ready) < _READY:
-            try:
-                self._ready.append(self._make_ready())
-            except (OSError, files.Refused):
-                traceback.print_exc()  # a run that needs one will say it
-                self._filling = False
-        if self._filling:
-            self.loop.later(_QUIET, self._fill)
-
-    def _make_ready(self) -> Ready:
-        uid = self._free_uid() if self.root else None
-        name = self.spares.take(uid)
-        group = Group.of(self.layout, name, Limits())
-        record = {"handle": name, "uid": uid, "network": "none", "extra": (), "devices": ()}
-        try:
-            started = self._sandbox(record, f"{self.state}/runs/{name}", group, Limits())
-        except OSError:
-            group.remove()
-            raise
-        if uid is not None:
-            self._uids.add(uid)
-        return Ready(name, uid, group, started)
-
-    def _sandbox(self, record: Mapping[str, Any], folder: str, group: Group, limits: Limits) -> Started:
-        group.make(limits)
-        lists = group.lists()
-        try:
-            return self.sandboxes.make(record, folder, lists)
-        finally:
-            for fd in lists:
-                os.close(fd)
-
-    def _drop(self, ready: Ready) -> None:
-        """End a sandbox that was to wait for a run. Its folders are the run's."""
-
-        def gone() -> None:
-            self.loop.forget(ready.started.own)
-            os.close(ready.started.own)
-            ready.group.remove()
-            self._uids.discard(ready.uid or 0)
-
-        ready.started.give_up()
-        for fd in ready.started.says:
-            os.close(fd)
-        kernel.kill(ready.started.own)
-        self.loop.watch(ready.started.own, gone)
-
     def close(self) -> None:
         """End what waits. Runs go on."""
-        for ready in self._ready:
-            ready.started.give_up()
-            kernel.kill(ready.started.own)
-            select.select([ready.started.own], [], [], _PATIENCE)
-            ready.group.remove()
+        self._ready.close()
         self.sandboxes.close()
         self.spares.clear()
 
@@ -278,6 +195,18 @@ class House:
             if uid not in self._uids:
                 return int(uid)
         raise files.Refused(f"all {count} users for runs are taken", lasting=False)
+
+    def _lend_uid(self) -> int | None:
+        """A user that no run gets until it is given back, or is a run's."""
+        if not self.root:
+            return None
+        uid = self._free_uid()
+        self._uids.add(uid)
+        return uid
+
+    def _give_back_uid(self, uid: int | None) -> None:
+        if uid is not None:
+            self._uids.discard(uid)
 
     def _prepare(self, run: Run, wanted: list[Mapping[str, Any]], answer: Answer) -> None:
         """Put files in place, by a process that is the run's user. It reads only what was opened before."""
@@ -316,7 +245,7 @@ class House:
         try:
             limits = _limits(record, self.settings)
             if run.started is None:
-                run.given(self._sandbox(record, run.folder, run.group, limits))
+                run.given(make(self.sandboxes, record, run.folder, run.group, limits))
             else:
                 run.group.limit(limits)
             started = cast(Started, run.started)
@@ -332,10 +261,7 @@ class House:
         except (OSError, files.Refused) as error:
             return self._fail(run.handle, error, answers)
         run.listen()
-        self._begun_at = time.monotonic()
-        if not self._filling:
-            self._filling = True
-            self.loop.later(_QUIET, self._fill)
+        self._ready.begun()
         self.changed(run.handle)
         for answer in answers:
             answer(None)
