@@ -164,10 +164,11 @@ class Fleet:
         post = await self._post(host, stack)
         loop = asyncio.get_running_loop()
         waiter = post.awaited[handle] = loop.create_future()
+        hinted = handle in post.hinted
         post.hinted.discard(handle)
         timer = loop.call_later(seconds * min(MOST_PATIENT, 1 + len(post.awaited) / 8), _over, waiter)
         try:
-            if not isinstance(await post.driver.observe(handle), Ended):
+            if not (hinted and isinstance(await post.driver.observe(handle), Ended)):
                 await waiter
         finally:
             timer.cancel()
