@@ -11,6 +11,8 @@ GATHER: Final = 0.1
 """Seconds between two busy sweeps: one transaction for many costs little more than for one."""
 BUSY: Final = 16
 """Resources that make a sweep a busy one. After one that found fewer, the next comes sooner, by the square."""
+APART: Final = 0.01
+"""Seconds between any two sweeps: where much is done, hints come all the time, and most of them have nothing to say."""
 STREAM: Final = 10
 """Orders within `GATHER` that are a burst."""
 PATIENCE: Final = 2.0
@@ -48,7 +50,7 @@ class Pace:
 
     def took(self, count: int) -> None:
         """The sweep found so many."""
-        self._gather = GATHER * min(1.0, count / BUSY) ** 2
+        self._gather = max(APART, GATHER * min(1.0, count / BUSY) ** 2)
 
     def rested(self) -> None:
         """Nothing was left to do."""

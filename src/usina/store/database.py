@@ -1,7 +1,8 @@
 """One database behind one URL, and the committer through which every write goes.
 
 Writes are *units*: lists of guarded statements that commit together or not at all. A process commits the units that
-arrive together as one transaction (group commit), merging equal statements, so that the price of a commit is shared.
+arrive together as one transaction (group commit), merging equal statements, so that the price of a commit is shared;
+where many come, it waits a moment for more.
 If any guard in the batch fails, the batch is rolled back and its units are committed one by one; each then succeeds or
 fails on its own. Transactions are serialized, by SQLite's write lock or by an advisory lock on PostgreSQL. That is
 what gives both databases the same meaning, makes `seq` of events the order of commits, and rules out deadlocks.
@@ -10,6 +11,7 @@ what gives both databases the same meaning, makes `seq` of events the order of c
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +25,9 @@ from usina.core.errors import Conflict, Invalid, UsinaError
 
 BATCH = 256
 READERS = 4
+MANY = 20  # units
+WITHIN = 0.05  # seconds: where so many come in that time, others are waited for
+GATHER = 0.003  # seconds
 
 Result = TypeVar("Result")
 _LOCK = f"SELECT pg_advisory_xact_lock({0x7573696E61})"  # "usina"
@@ -87,6 +92,7 @@ class Database:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._queue: asyncio.Queue[Unit] = asyncio.Queue()
         self._compiled: dict[int, _Compiled] = {}
+        self._came: deque[float] = deque(maxlen=MANY)  # when the last units were taken
         self._committer: asyncio.Task[None] | None = None
         self.pulse = asyncio.Event()
         """Set, and replaced by a new one, with every commit of this process."""
@@ -144,8 +150,11 @@ class Database:
         loop = asyncio.get_running_loop()
         while True:
             units = [await self._queue.get()]
+            if self._many_come(loop.time()):
+                await asyncio.sleep(GATHER)
             while len(units) < BATCH and not self._queue.empty():
                 units.append(self._queue.get_nowait())
+            self._came.extend([loop.time()] * len(units))
             live = [unit for unit in units if not unit[1].cancelled()]
             try:
                 answers = await loop.run_in_executor(self._writer, self._commit_all, [writes for writes, _ in live])
@@ -156,6 +165,9 @@ class Database:
                     self._queue.task_done()
             beat, self.pulse = self.pulse, asyncio.Event()
             beat.set()
+
+    def _many_come(self, now: float) -> bool:
+        return len(self._came) == MANY and now - self._came[0] < WITHIN
 
     def _commit_all(self, units: list[Sequence[Write]]) -> list[Exception | None]:
         """All together if that works, else each alone; the error of each unit, or None."""
