@@ -9,6 +9,7 @@ from usina.core.machine import Absent, Card
 from usina.core.task import End, Ended, Queued, Running, Sight, TaskPlan, Usage, secret_values
 from usina.drivers.process.devices import Visible
 from usina.hardware import veth
+from usina.hardware.folders.shelf import Shelf
 
 
 def sight(told: Mapping[str, Any] | None) -> Sight:
@@ -54,7 +55,7 @@ def card_order(card: Card, device: str) -> dict[str, str]:
     }
 
 
-def order(plan: TaskPlan, seen: Visible) -> dict[str, Any]:
+def order(plan: TaskPlan, seen: Visible, shelf: Shelf) -> dict[str, Any]:
     return {
         "handle": plan.handle,
         "title": plan.title,
@@ -66,6 +67,10 @@ def order(plan: TaskPlan, seen: Visible) -> dict[str, Any]:
             {"source": file.source, "path": file.path, "unpack": file.unpack, "mode": file.mode} for file in plan.files
         ],
         "workdir": plan.workdir,
+        "volumes": [
+            {"image": shelf.image(mount.volume), "path": mount.path, "read_only": mount.read_only}
+            for mount in plan.volumes
+        ],
         "network": plan.network.value,
         "cores": plan.cores,
         "memory": plan.memory,

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from usina.core.capacity import Finding, Inventory
-from usina.core.machine import Absent, Unreachable
+from usina.core.machine import Absent, Unreachable, VolumePlan
 from usina.core.task import Ended, Queued, Running, Sight, TaskPlan, Usage, secret_values
 from usina.drivers.slurm import folder, inventory, text
 from usina.drivers.slurm.commands import Commands
@@ -224,6 +224,12 @@ class SlurmDriver:
 
     async def leftovers(self) -> Sequence[str]:
         return ()  # a job is begun whole, or not at all
+
+    async def ensure_volume(self, plan: VolumePlan) -> None:
+        raise DriverError("jobs of a cluster have no volumes", lasting=True)
+
+    async def remove_volume(self, handle: str) -> None:
+        raise DriverError("jobs of a cluster have no volumes", lasting=True)
 
     async def log(self, handle: str, after: int, limit: int) -> LogPiece:
         note = self._notes.get(handle)

@@ -103,17 +103,19 @@ class Sandboxes:
         self._line: socket.socket | None = None
         self._pid = 0
 
-    def make(self, record: Mapping[str, Any], folder: str, groups: Sequence[int] = ()) -> Started:
-        """Make one. `groups`: lists of processes, which it adds itself to. Raises `OSError`; then nothing was
-        started."""
+    def make(
+        self, record: Mapping[str, Any], folder: str, groups: Sequence[int] = (), mounts: Sequence[int] = ()
+    ) -> Started:
+        """Make one. `groups`: lists of processes, which it adds itself to; `mounts`: of its volumes. Raises `OSError`;
+        then nothing was started."""
         opened: list[int] = []
         try:
-            return self._make(record, folder, opened, groups)
+            return self._make(record, folder, opened, (*groups, *mounts))
         finally:
             for fd in opened:
                 os.close(fd)
 
-    def _make(self, record: Mapping[str, Any], folder: str, opened: list[int], groups: Sequence[int]) -> Started:
+    def _make(self, record: Mapping[str, Any], folder: str, opened: list[int], more: Sequence[int]) -> Started:
         def use(fd: int) -> int:
             opened.append(fd)
             return fd
@@ -128,7 +130,7 @@ class Sandboxes:
                 use(far)
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
             use(os.open(f"{folder}/status", flags, 0o600))
-            pid, own = self._ask(_wish(record), [*opened[1:], pipe, *groups])
+            pid, own = self._ask(_wish(record), [*opened[1:], pipe, *more])
         except BaseException:
             for fd in (tells, *ours):
                 os.close(fd)
@@ -193,6 +195,7 @@ def _wish(record: Mapping[str, Any]) -> bytes:
             _listed(CARD_FILES if record.get("card") else ()),
             _listed(record["devices"]),
             _listed(record["extra"]),
+            _listed([one["path"] for one in record["volumes"]]),
         )
     )
 
