@@ -14,7 +14,7 @@ from usina.core.task import MountPlan
 from usina.hardware.folders import mounts
 from usina.ports.driver import DriverError
 
-_PATIENCE: Final = 5.0  # seconds for the last mount of a run that has ended to go
+_PATIENCE: Final = 2.0  # seconds for the last mount of a run that has ended to go
 _SAFE: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 
 T = TypeVar("T")
