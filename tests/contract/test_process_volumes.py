@@ -23,6 +23,7 @@ from usina.hardware.folders import mounts
 from usina.ports.driver import DriverError
 from usina.testing.task_contract import Make, TaskDriverContract, begun, ended, said, silent, until_said
 from usina.testing.task_volumes import TaskVolumesContract, loops_of, outcome, volume
+from usina.testing.waiting import eventually
 
 pytestmark = [pytest.mark.real, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 
@@ -111,12 +112,16 @@ async def test_places_of_the_host_are_refused(stack: ProcessDriver, make: Make, 
 
 
 async def test_a_run_keeps_it_when_its_warden_is_killed(stack: ProcessDriver, make: Make, tmp_path: Path) -> None:
+    async def connected() -> bool:
+        return stack._client._writer is not None
+
     async with volume(stack) as handle:
         script = "echo one > /data/a; echo up; while ! [ -e /data/go ]; do sleep 0.05; done; cat /data/b"
         plan = make(script, volumes=(MountPlan(handle, "/data"),))
         async with begun(stack, plan):
             await until_said(stack, plan.handle, "up")
             os.kill(int(stack._client.facts["pid"]), signal.SIGKILL)
+            await eventually(connected, lambda still: not still)
             after = opened(tmp_path)
             try:
                 await until_said(after, plan.handle, "up")

@@ -191,33 +191,42 @@ def _attached(image: str) -> tuple[int, str]:
 
 
 def _device_of(name: str, wanted: os.stat_result) -> tuple[int, str] | None:
+    """The open loop device of a file that is called `name`. One that is just clearing itself is waited for."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        going = False
+        for device in _devices_with(name):
+            try:
+                fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+            except OSError:
+                going = True
+                continue
+            if _has(fd, wanted):  # open, it cannot clear itself any more
+                return fd, device
+            os.close(fd)
+        if not going:
+            return None
+        if time.monotonic() > deadline:
+            raise OSError(errno.EBUSY, "its loop device cannot be opened")
+        time.sleep(0.002)
+
+
+def _devices_with(name: str) -> list[str]:
+    """Loop devices of files that are called so."""
+    found = []
     for device in os.listdir("/sys/block"):
-        if not device.startswith("loop"):
-            continue
-        try:
-            with open(f"/sys/block/{device}/loop/backing_file", encoding="utf-8", errors="surrogateescape") as file:
-                backing = file.read().strip()
-        except OSError:
-            continue  # it has none
-        if os.path.basename(backing) == name and (fd := _open_if(f"/dev/{device}", wanted)) is not None:
-            return fd, f"/dev/{device}"
-    return None
+        if device.startswith("loop"):
+            with suppress(OSError), open(f"/sys/block/{device}/loop/backing_file", "rb") as file:
+                found += [f"/dev/{device}"] if os.path.basename(file.read().strip()) == name.encode() else []
+    return found
 
 
-def _open_if(device: str, wanted: os.stat_result) -> int | None:
-    """Open a loop device if it has the file; open, it cannot clear itself any more."""
+def _has(device: int, wanted: os.stat_result) -> bool:
     try:
-        fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+        told = _STATUS.unpack(fcntl.ioctl(device, _GET_STATUS, bytes(_STATUS.size)))
     except OSError:
-        return None  # it is just going
-    try:
-        told = _STATUS.unpack(fcntl.ioctl(fd, _GET_STATUS, bytes(_STATUS.size)))
-        if (told[0], told[1]) == (wanted.st_dev, wanted.st_ino):
-            return fd
-    except OSError:
-        pass
-    os.close(fd)
-    return None
+        return False  # it has none any more
+    return (told[0], told[1]) == (wanted.st_dev, wanted.st_ino)
 
 
 def _new_device(backing: int, name: str) -> tuple[int, str]:
