@@ -57,7 +57,7 @@ def hold(work: Work, mounts: Sequence[Mount], task: str, grant: Grant) -> None:
 
 async def hold_again(context: Context, work: Work, task: Task, grant: Grant) -> None:
     """The same for one that is run again. Raises `Conflict` where a volume is gone since."""
-    for mount in {mount.volume: mount for mount in task.spec.volumes}.values():
+    for mount in {mount.volume: mount for mount in reversed(task.spec.volumes)}.values():
         if task.id not in await context.store.resources.users_of(mount.volume):
             gone = Conflict(f"its volume at {mount.path} ({mount.volume}) was deleted", code="volume-gone")
             _hold(work, mount.volume, task.id, grant, lambda gone=gone: gone)  # type: ignore[misc]
