@@ -128,7 +128,7 @@ class ProcessDriver:
         if plan.files:
             await progress(0.0, "putting files in place")
         if plan.card is None:
-            await self._client.call("start", plan=order(plan, seen, self._shelf))
+            await self._client.call("start", plan=self._order(plan, seen))
             return
         async with self._starting.setdefault(plan.handle, asyncio.Lock()):
             try:
@@ -136,13 +136,16 @@ class ProcessDriver:
             finally:
                 self._starting.pop(plan.handle, None)
 
+    def _order(self, plan: TaskPlan, seen: Visible) -> dict[str, Any]:
+        return order(plan, seen, [self._shelf.image(mount.volume) for mount in plan.volumes])
+
     async def _start_plugged(self, plan: TaskPlan, card: Card, seen: Visible) -> None:
         await self._client.ensure()
         if plan.handle in self._client.sights:
             return
         far = await self._cards.make(plan.handle, card)
         try:
-            await self._client.call("start", plan={**order(plan, seen, self._shelf), "card": card_order(card, far)})
+            await self._client.call("start", plan={**self._order(plan, seen), "card": card_order(card, far)})
         except HostUnreachable:
             raise
         except DriverError:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from usina.core.machine import Absent, Card
 from usina.core.task import End, Ended, Queued, Running, Sight, TaskPlan, Usage, secret_values
 from usina.drivers.process.devices import Visible
 from usina.hardware import veth
-from usina.hardware.folders.shelf import Shelf
 
 
 def sight(told: Mapping[str, Any] | None) -> Sight:
@@ -55,7 +54,8 @@ def card_order(card: Card, device: str) -> dict[str, str]:
     }
 
 
-def order(plan: TaskPlan, seen: Visible, shelf: Shelf) -> dict[str, Any]:
+def order(plan: TaskPlan, seen: Visible, images: Sequence[str] = ()) -> dict[str, Any]:
+    """`images`: the files of its volumes, in order."""
     return {
         "handle": plan.handle,
         "title": plan.title,
@@ -68,8 +68,8 @@ def order(plan: TaskPlan, seen: Visible, shelf: Shelf) -> dict[str, Any]:
         ],
         "workdir": plan.workdir,
         "volumes": [
-            {"image": shelf.image(mount.volume), "path": mount.path, "read_only": mount.read_only}
-            for mount in plan.volumes
+            {"image": image, "path": mount.path, "read_only": mount.read_only}
+            for mount, image in zip(plan.volumes, images, strict=True)
         ],
         "network": plan.network.value,
         "cores": plan.cores,
