@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from process_wardens import process_host
 
 from usina.core.task import MountPlan, TaskPlan
 from usina.drivers.podman.driver import PodmanDriver
+from usina.drivers.podman.mounts import sees_ours
 from usina.hardware.folders import mounts
 from usina.ports.driver import DriverError, HostSettings
 from usina.testing import images
@@ -83,6 +86,22 @@ async def test_processes_and_containers_have_the_same_files(stack: PodmanDriver,
 
         script = f"cat /data/d/b; f=/data/d/b; {MINE}; rm /data/d/b; mv /data/d /data/e; ls /data/e"
         assert await outcome(processes, make_plain, script, mount) == (0, ["container", "mine", "a"])
+
+
+_APART = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print(); s.accept()"
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_service_that_does_not_see_our_mounts_is_noticed(tmp_path: Path, apart: bool) -> None:
+    path = str(tmp_path / "s")
+    words = [*(["unshare", "--mount"] if apart else []), sys.executable, "-c", _APART, path]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as service:
+        try:
+            assert service.stdout is not None
+            service.stdout.readline()
+            assert sees_ours(path) is not apart
+        finally:
+            service.kill()
 
 
 async def test_a_start_that_fails_leaves_nothing_mounted(stack: PodmanDriver, make: Make, folder: Path) -> None:

@@ -62,9 +62,11 @@ def usina(factory: FactoryProcess, tmp_path: Path) -> Run:
         "XDG_CONFIG_HOME": str(tmp_path / "config"),
     }
 
-    def usina(*words: str) -> subprocess.CompletedProcess[str]:
+    def usina(*words: str, input: str = "") -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "usina.cli", *words]
-        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, input=input, timeout=120
+        )
 
     return usina
 
@@ -94,6 +96,9 @@ def test_written_by_a_process_and_read_by_a_container(factory: FactoryProcess, u
     assert refused.returncode != 0 and "task holder uses it" in refused.stderr, refused
     seen = usina("task", "exec", "holder", "--", "cat", "/data/answer")
     assert seen.stdout.splitlines() == ["forty-two", "more"], seen
+
+    shell = usina("shell", "--mem", "64MiB", "-v", "data:/data", input="tail -n 1 /data/answer\nexit 5\n")
+    assert (shell.returncode, shell.stdout.splitlines()) == (5, ["more"]), shell
 
     factory.kill()  # what runs, and its volume, do not mind
     factory.start()

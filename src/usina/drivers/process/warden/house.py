@@ -262,6 +262,8 @@ class House:
                 self._give_network(run, started.pid, pipe)
             else:
                 release(pipe)
+        except BrokenPipeError:  # its sandbox has gone already, and says why
+            return self._fail(run.handle, files.Refused(run.problem() or "its sandbox went away"), answers)
         except (OSError, files.Refused) as error:
             return self._fail(run.handle, error, answers)
         run.listen()
