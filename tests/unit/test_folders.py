@@ -46,6 +46,13 @@ async def test_where_it_was_tried_and_failed(tmp_path: Path, monkeypatch: pytest
     assert [await shelf.trouble(), tries] == ["", 2]
 
 
+def test_what_the_machine_lacks_is_named() -> None:
+    with pytest.raises(OSError) as lacking:
+        mounts._run("no-such-program", keep=0)
+    assert not isinstance(lacking.value, FileNotFoundError)
+    assert lacking.value.strerror == "this machine has no no-such-program"
+
+
 @pytest.mark.parametrize("handle", ["", "../x", "a/b", "a b", "x.img"])
 async def test_a_handle_is_a_plain_name(tmp_path: Path, handle: str) -> None:
     with pytest.raises(DriverError):

@@ -36,7 +36,7 @@ def test_a_path_counts_from_where_the_command_begins(path: str, workdir: str, fo
     "path",
     [
         "", "/", ".", "..", "a/../b", "/work", "/work/", "/tmp", "/usr", "/usr/local/x", "/etc/x", "/dev/shm/x",
-        "/proc/1", "/sys", "/lib64/x", "a\nb", "/a\0", "x" * 300, "/" + "a/" * 600, "/var/tmp",
+        "/proc/1", "/sys", "/lib64/x", "a\nb", "/a\0", "x" * 300, "/" + "a/" * 600, "/var/tmp/x", "/run/x",
     ],
 )  # fmt: skip
 def test_places_that_are_for_nobody(path: str) -> None:

@@ -51,8 +51,11 @@ async def _check_home(context: Context, order: TaskOrder, home: str) -> None:
 
 def hold(work: Work, mounts: Sequence[Mount], task: str, grant: Grant) -> None:
     """Keep the volumes of an order from being deleted. Raises `NotFound` where one goes already."""
-    for number, volume in enumerate(dict.fromkeys(mount.volume for mount in mounts)):
-        _hold(work, volume, task, grant, missing("volume", f"volumes[{number}].volume"))
+    held: set[str] = set()
+    for number, mount in enumerate(mounts):
+        if mount.volume not in held:
+            _hold(work, mount.volume, task, grant, missing("volume", f"volumes[{number}].volume"))
+        held.add(mount.volume)
 
 
 async def hold_again(context: Context, work: Work, task: Task, grant: Grant) -> None:

@@ -12,8 +12,11 @@ from usina.core.names import check_range
 from usina.core.task import WORK, File, Mount
 
 MOST = 16
-_HOSTS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/dev", "/sys", "/etc")
-_RUNS = (WORK, "/tmp", "/run", "/var", "/var/tmp")  # noqa: S108  only below these
+_HOSTS = (
+    *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/dev", "/sys", "/etc"),
+    *("/run", "/var/run", "/var/tmp"),  # noqa: S108
+)
+_RUNS = (WORK, "/tmp", "/var")  # noqa: S108  only below these
 
 
 def check_mounts(mounts: Sequence[Mount], workdir: str, files: Sequence[File]) -> tuple[Mount, ...]:

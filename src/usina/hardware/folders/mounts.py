@@ -133,7 +133,10 @@ def _user_namespace(users: Sequence[tuple[int, int, int]]) -> int:
     """A descriptor of a user namespace, which a program is in only until its numbers are written."""
     text = "".join(f"{inner} {outer} {count}\n" for inner, outer, count in users)
     command = ("unshare", "--user", "cat")
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as program:
+    with (
+        _there("unshare"),
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as program,
+    ):
         assert program.stdin is not None and program.stdout is not None
         with program.stdin:
             with suppress(BrokenPipeError):
@@ -229,14 +232,25 @@ def _has(device: int, wanted: os.stat_result) -> bool:
     return (told[0], told[1]) == (wanted.st_dev, wanted.st_ino)
 
 
+@contextmanager
+def _there(what: str) -> Iterator[None]:
+    """What this machine lacks is not taken for a volume that is not there."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise OSError(errno.ENODEV, f"this machine has no {what}") from error
+
+
 def _new_device(backing: int, name: str) -> tuple[int, str]:
     info = _STATUS.pack(0, 0, 0, 0, 0, 0, 0, 0, _AUTOCLEAR, os.fsencode(name)[:63], b"", b"", 0, 0)
     wish = struct.pack("II", backing, 0) + info + bytes(64)
-    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    with _there("loop devices"):
+        control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     try:
         for _ in range(_TRIES):
             path = f"/dev/loop{fcntl.ioctl(control, _GET_FREE)}"
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            with _there(path):
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
                 fcntl.ioctl(fd, _CONFIGURE, wish)
                 return fd, path
@@ -277,17 +291,18 @@ def _format(fd: int, size: int) -> None:
 
 def _run(*command: str, keep: int, told: str = "", fine: Sequence[int] = (0,)) -> None:
     path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-    done = subprocess.run(
-        command,
-        input=told,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        pass_fds=(keep,),
-        env={"PATH": path, "LC_ALL": "C.UTF-8"},
-        check=False,
-    )
+    with _there(command[0]):
+        done = subprocess.run(
+            command,
+            input=told,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            pass_fds=(keep,),
+            env={"PATH": path, "LC_ALL": "C.UTF-8"},
+            check=False,
+        )
     if done.returncode not in fine:
         raise OSError(errno.EIO, f"{command[0]}: {done.stdout.strip()[-300:]}")
 
