@@ -114,6 +114,30 @@ async def test_runs_see_only_their_own_processes(stack: ProcessDriver) -> None:
 
 
 @root_only
+async def test_a_network_is_used_again_only_where_nothing_was_sent(stack: ProcessDriver) -> None:
+    networks: list[str] = []
+
+    async def one(more: str = "") -> str:
+        async with begun(stack, plan(f"readlink /proc/self/ns/net; {more}")) as run:
+            await ended(stack, run.handle)
+            networks.append((await said(stack, run.handle))[0])
+        return networks[-1]
+
+    send = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 9))"
+    for _ in range(8):
+        await one()
+    assert len(set(networks)) < len(networks)
+    used = await one(f'{PYTHON} -c "{send}"')
+    for _ in range(8):
+        assert await one() != used
+    both = [plan("readlink /proc/self/ns/net; sleep 60") for _ in range(2)]
+    async with begun(stack, both[0]), begun(stack, both[1]):
+        for run in both:
+            await until_said(stack, run.handle, "net:")
+        assert await said(stack, both[0].handle) != await said(stack, both[1].handle)
+
+
+@root_only
 async def test_every_run_is_a_user_of_its_own_and_its_tmp_its_own(stack: ProcessDriver) -> None:
     script = "echo mine > /tmp/note; ls /tmp /dev/shm; echo up; sleep 60"
     async with begun(stack, plan(script)) as one, begun(stack, plan(script)) as two:

@@ -496,9 +496,28 @@ async def test_those_that_wait_are_woken(store: Store) -> None:
     await work.commit()
     work = store.work()
     task_writers.wake_dependents(work, "tsk-0", 20.0)
-    task_writers.wake_waiting(work, 20.0)
+    task_writers.wake_waiting(work, 20.0, cores=1)
     await work.commit()
     assert [await due(store, id) for id in ("tsk-1", "tsk-2", "tsk-3")] == [20.0, None, 20.0]
+
+
+@pytest.mark.parametrize(("cores", "woken"), [(0.01, 1), (1, 1), (2.5, 3), (64, task_writers.WOKEN)])
+async def test_one_that_waits_is_woken_for_each_core(store: Store, cores: float, woken: int) -> None:
+    tasks = [task(f"tsk-{n:02}") for n in range(task_writers.WOKEN + 2)]
+    await put(store, *tasks, at=99.0)
+    work = store.work()
+    task_writers.wake_waiting(work, 20.0, cores)
+    await work.commit()
+    assert [await due(store, one.id) for one in tasks] == [20.0] * woken + [99.0] * (len(tasks) - woken)
+
+
+async def test_waking_later_does_not_put_off_what_is_due(store: Store) -> None:
+    await put(store, task("tsk-1"), at=10.0)
+    for at, expected in ((12.0, 10.0), (9.0, 9.0)):
+        work = store.work()
+        task_writers.wake(work, "tsk-1", at)
+        await work.commit()
+        assert await due(store, "tsk-1") == expected
 
 
 async def test_parts_are_in_order_of_index_and_placed_once(store: Store) -> None:

@@ -29,6 +29,7 @@ from usina.core.resource import Kind, Phase, Resource
 from usina.core.task import End, Ended, Network, Queued, Running, Sight, TaskSpec, TaskStatus
 from usina.core.task_decide import (
     ASKING,
+    LINE,
     OVER,
     SOON,
     Gate,
@@ -237,7 +238,7 @@ def test_a_stack_with_a_queue_is_asked_for_all_of_a_gang() -> None:
 
 
 def part(number: int, phase: Phase = Phase.PENDING, placed: bool = False, settled: bool = True) -> Part:
-    return Part(f"tsk-1{number}", phase, None, placed, settled)
+    return Part(f"tsk-1{number}", phase, placed, settled)
 
 
 def whole(*parts: Part, status: TaskStatus | None = None, deleting: bool = False, **spec: Any) -> Decision:
@@ -285,6 +286,27 @@ def test_of_a_large_array_only_some_ask_for_their_places_at_a_time() -> None:
     assert isinstance(next_ones, Admit) and next_ones.parts == tuple(p.id for p in parts[ASKING : ASKING + 10])
     running = [part(n, Phase.RUNNING, placed=True) for n in many]
     assert admitted_of(running, len(many)).due is None
+
+
+def test_of_an_array_that_fills_its_place_as_many_as_run_stand_in_line() -> None:
+    indices = tuple(range(200))
+
+    def admitted_of(running: int, refused: int, in_line: int) -> tuple[int, bool]:
+        states = [("running", running), ("refused", refused), ("in line", in_line)]
+        names = [name for name, count in states for _ in range(count)]
+        parts = [
+            part(n, Phase.RUNNING, placed=True) if name == "running" else part(n)._replace(refused=name == "refused")
+            for n, name in enumerate([*names, *["to come"] * (len(indices) - len(names))])
+        ]
+        status = TaskStatus(admitted=len(names), in_line=in_line > 0)
+        steps = whole(*parts, indices=indices, status=status).steps
+        return (len(steps[0].parts), steps[0].in_line) if steps and isinstance(steps[0], Admit) else (0, False)
+
+    assert admitted_of(40, 10, 0) == (30, True)
+    assert admitted_of(40, 10, 30) == (0, False)
+    assert admitted_of(40, 0, 25) == (15, True)
+    assert admitted_of(4, 1, 0) == (LINE - 1, True)
+    assert admitted_of(40, 0, 0) == (160, False)
 
 
 def test_a_gang_is_placed_together_and_ends_together() -> None:

@@ -115,9 +115,10 @@ class Finish(Step):
 
 @dataclass(frozen=True, slots=True)
 class Admit(Step):
-    """Let so many more parts of an array have their turn."""
+    """Let so many more parts of an array have their turn. Those `in_line` are looked at when something has ended."""
 
     parts: tuple[str, ...]
+    in_line: bool = False
 
 
 @dataclass(frozen=True, slots=True)

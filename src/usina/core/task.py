@@ -210,6 +210,7 @@ class TaskStatus:
     reruns: int = 0  # of the wish, those that are begun
     failures: int = 0  # failed runs of this wish
     admitted: int = 0  # of the whole of an array: so many parts have had their turn, in order
+    in_line: bool = False  # and the last of them stand in line for a place
     job: str = ""
     nodes: tuple[str, ...] = ()
     estimate: Instant | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from usina.core.capacity import FOLDERS, GIVEN, Claim, DeviceRequest, Gang, Needs, runs
 from usina.core.lifecycle import (
@@ -38,6 +39,7 @@ _REACHES = {Network.OUTBOUND: "task:outbound", Network.HOST: "task:host-network"
 LOOK_AGAIN = 5.0  # seconds between looks at a stack that does not answer
 SLACK = 30.0  # seconds that a stack may be late in ending a run at its time limit, before it is told to
 ASKING = 240  # parts of one whole that ask for their places at a time
+LINE = 16  # that at least stand in line where there was no room for more
 SOON = 0.1  # seconds until more of them may
 _BEFORE = frozenset({Phase.PENDING, Phase.QUEUED, Phase.BUILDING})
 OVER = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.STOPPED})
@@ -57,15 +59,14 @@ class Gate:
         return bool(self.waits_for or self.hopeless)
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """One element of an array or gang, as its whole sees it; in order of index."""
 
     id: str
     phase: Phase
-    code: int | None = None
     placed: bool = False
     settled: bool = True
+    refused: bool = False  # there was no place for it when it asked last
 
     @property
     def over(self) -> bool:
@@ -325,16 +326,19 @@ def _whole(task: Task, parts: Sequence[Part], gate: Gate, now: Instant) -> Decis
 
 
 def _turns(task: Task, parts: Sequence[Part], now: Instant) -> Decision:
-    """As many parts at work as may be, and only some of them asking for their places at a time."""
+    """As many parts at work as may be, and only some of them asking for their places at a time. Once there was no room
+    for all, as many as run stand in line."""
     admitted = task.status.admitted
     at_work = [part for part in parts[:admitted] if not part.over]
     room = (task.spec.at_once or len(parts)) - len(at_work)
-    asking = ASKING - sum(not part.placed for part in at_work)
+    unplaced = sum(not part.placed for part in at_work)
+    in_line = any(task.status.in_line or part.refused for part in at_work if not part.placed)
+    asking = (min(ASKING, max(LINE, len(at_work) - unplaced)) if in_line else ASKING) - unplaced
     if min(room, asking) > 0 and admitted < len(parts):
         some = parts[admitted : admitted + min(room, asking)]
-        return Decision(task.phase, steps=(Admit(tuple(part.id for part in some)),))
+        return Decision(task.phase, steps=(Admit(tuple(part.id for part in some), in_line),))
     begun = any(part.phase not in _BEFORE for part in parts)
-    more = admitted < len(parts) and room > 0
+    more = admitted < len(parts) and room > 0 and not in_line
     due = now + SOON if more else None if begun else now + 1  # parts wake it at their end, not when they begin
     return Decision(Phase.RUNNING if begun else Phase.PENDING, settled=True, due=due)
 

@@ -18,7 +18,7 @@ from usina.core.capacity import FOR_MACHINES, GIVEN, MACHINES, Host, Inventory, 
 from usina.core.clock import Clock
 from usina.core.event import Event
 from usina.core.machine import Absent, Card, Seen, Unreachable
-from usina.core.task import task_of
+from usina.core.task import Ended, task_of
 from usina.ports.driver import Beside, Driver, DriverError, DriverPlugin, HostSettings, HostUnreachable, Part
 from usina.ports.login_keys import LoginKeys
 from usina.ports.tasks import TaskDriver
@@ -31,6 +31,7 @@ SURVEY_EVERY = 3.0
 REFRESH_EVERY = 10.0
 INVENTORY_EVERY = 300.0
 GATHER = 0.1  # seconds that hints wait for each other
+MOST_PATIENT = 10
 SOON = 0.02  # the same for runs of tasks, whose ends somebody waits for
 
 Wake = Callable[[list[str]], Awaitable[None]]
@@ -55,6 +56,7 @@ class _Post:
     touched: bool = False  # `known` was changed since
     hinted: set[str] = field(default_factory=set)  # handles to look at; "" for all of them
     hint: asyncio.Event = field(default_factory=asyncio.Event)
+    awaited: dict[str, asyncio.Future[None]] = field(default_factory=dict)  # handles whose next hint is for one waiter
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
 
@@ -167,6 +169,22 @@ class Fleet:
         else:
             post.known[handle] = seen
 
+    async def until_over(self, handle: str, host: str, stack: str, seconds: float) -> None:
+        """Wait for the end of a run, or the next hint at it, or so many seconds (more where many begin at once). The
+        caller looks at it then."""
+        post = await self._post(host, stack)
+        loop = asyncio.get_running_loop()
+        waiter = post.awaited[handle] = loop.create_future()
+        hinted = handle in post.hinted
+        post.hinted.discard(handle)
+        timer = loop.call_later(seconds * min(MOST_PATIENT, 1 + len(post.awaited) / 8), _over, waiter)
+        try:
+            if not (hinted and isinstance(await post.driver.observe(handle), Ended)):
+                await waiter
+        finally:
+            timer.cancel()
+            post.awaited.pop(handle, None)
+
     def _settings(self, id: str, name: str, options: Mapping[str, Any], beside: Beside | None = None) -> HostSettings:
         state_dir = self._data_dir / "hosts" / id
         state_dir.mkdir(parents=True, exist_ok=True)
@@ -253,6 +271,10 @@ class Fleet:
         while True:
             try:
                 async for handle in post.driver.watch():
+                    waiter = post.awaited.get(handle)
+                    if waiter is not None and not waiter.done():
+                        waiter.set_result(None)
+                        continue
                     post.hinted.add(handle)
                     post.hint.set()
             except DriverError:
@@ -365,6 +387,11 @@ class _Beside:
 
     async def unplug(self, handle: str, device: str, card: Card) -> None:
         await (await self._fleet.driver(self._host)).unplug(handle, device, card)
+
+
+def _over(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 async def _nobody(ids: list[str]) -> None:

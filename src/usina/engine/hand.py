@@ -67,7 +67,7 @@ class Hand(Protocol):
 class Finisher(Protocol):
     """What a hand can do besides, whose resources come to an end and stay to be looked at."""
 
-    async def finish(self, resource: AnyResource, seen: Any, work: Work, lease: Lease) -> Any:
+    async def finish(self, resource: AnyResource, held: Held, seen: Any, work: Work, lease: Lease) -> Any:
         """Gather what it leaves into `work`, which is committed with the release of its claim; the last status."""
         ...
 

@@ -64,6 +64,12 @@ class _Batch:
     def refuses(self) -> bool:
         return any(isinstance(answer, Refusal) for _, answer in self.answers)
 
+    def put_off(self) -> list[_Request]:
+        """What is refused, which is not answered yet."""
+        refused = [request for request, answer in self.answers if isinstance(answer, Refusal)]
+        self.answers = [pair for pair in self.answers if not isinstance(pair[1], Refusal)]
+        return refused
+
 
 class Placer:
     """One per control plane; `run` it, then `claim`."""
@@ -133,10 +139,11 @@ class Placer:
             remembered = await self._read()
             batch = _Batch(self._store.work())
             written, trouble = False, None
+            again: list[_Request] = []
             try:
                 await self._try(batch, requests)
                 if remembered and batch.refuses:
-                    continue  # never refuse on what may have changed since
+                    again = batch.put_off()  # never refuse on what may have changed since
                 await batch.work.commit()
                 written = True
             except Stale:
@@ -157,7 +164,9 @@ class Placer:
             for request, answer in answers:
                 if not request.done.done():
                     request.done.set_result(answer)
-            return
+            if not again:
+                return
+            requests, self._read_at = again, None
         raise Unavailable("placement was outrun by other control planes; it will be tried again")
 
     async def _read(self) -> bool:

@@ -304,7 +304,7 @@ class Reconciler:
         now = self._now()
         work = self._store.work()
         fault("before:Finish")
-        status = await finisher.finish(job.resource, seen, work, job.lease)
+        status = await finisher.finish(job.resource, job.held, seen, work, job.lease)
         resource = job.resource
         good = step.phase is Phase.SUCCEEDED
         conditions = with_condition(resource.conditions, "Finished", good, step.phase.value, status.message, now)

@@ -10,10 +10,12 @@ from dataclasses import replace
 import structlog
 
 from usina.core import task_decide
+from usina.core.capacity import Claim
 from usina.core.clock import Clock
 from usina.core.grant import Lease
 from usina.core.lifecycle import Admit, Again, Decision, EndParts, Remove, Start, Step, Stop
 from usina.core.machine import Absent, Restart
+from usina.core.quota import amounts_placed
 from usina.core.resource import Phase
 from usina.core.task import Artifact, End, Ended, Fulfils, Queued, Running, TaskStatus, handle_of
 from usina.core.task_decide import OVER, Gate, Task, View
@@ -39,6 +41,9 @@ LOG_KEPT = 4 * MiB  # of each run, the newest
 OUTPUTS_LIMIT = 16 * GiB
 TRIES = 6  # of a start
 REPORT_EVERY = 1.0
+IN_LINE = 5.0  # seconds after which a part in line asks for its place, if nothing that ended has called it before
+ENDS = 5000  # a large array may hear of its parts' ends later, by its size through this in seconds
+BREATH = 0.03  # seconds in which what has just begun may be over
 
 OUTPUTS = "outputs.tar"
 
@@ -152,9 +157,9 @@ class TaskHand:
 
     async def do(self, step: Step, task: Task, held: Held, report: Report) -> None:
         match step:
-            case Admit(parts):
-                status = replace(task.status, admitted=task.status.admitted + len(parts))
-                await report(status, self._waking(parts))
+            case Admit(parts, in_line):
+                status = replace(task.status, admitted=task.status.admitted + len(parts), in_line=in_line)
+                await report(status, self._waking(parts, IN_LINE if in_line else 0))
                 return
             case EndParts(parts):
                 await report(replace(task.status, how=End.STOPPED), self._waking(parts))
@@ -164,7 +169,7 @@ class TaskHand:
         handle = handle_of(task.id, task.status.run)
         match step:
             case Start():
-                await self._start(driver, task, held, report)
+                await self._start(driver, task, held.claim, report)
             case Stop(grace):
                 await driver.stop(handle, grace=grace)
             case Remove():
@@ -174,20 +179,22 @@ class TaskHand:
             case _:
                 raise AssertionError(f"no hand for {step}")
 
-    def _waking(self, ids: tuple[str, ...]) -> Callable[[Work, Lease], None]:
+    def _waking(self, ids: tuple[str, ...], seconds: float = 0) -> Callable[[Work, Lease], None]:
         def more(work: Work, lease: Lease) -> None:
             for id in ids:
-                writers.wake(work, id, self._clock.now())
+                writers.wake(work, id, self._clock.now() + seconds)
 
         return more
 
-    async def _start(self, driver: TaskDriver, task: Task, held: Held, report: Report) -> None:
+    async def _start(self, driver: TaskDriver, task: Task, claim: Claim, report: Report) -> None:
         """Begin the run; one that can never begin is noted as ended, so that it holds its place no longer."""
         progress = _Progress(task.status, report)
         try:
-            plan = await self._plans.of(task, held.claim)
+            plan = await self._plans.of(task, claim)
             fault("after:plan")
             await driver.start(plan, progress.tell)
+            # What does little is over before anybody could read that it runs: then that need not be written.
+            await self._fleet.until_over(plan.handle, claim.provider, task.spec.on, BREATH)
         except HostUnreachable:
             raise
         except DriverError as error:
@@ -208,7 +215,7 @@ class TaskHand:
 
     # --- the end
 
-    async def finish(self, task: Task, view: View, work: Work, lease: Lease) -> TaskStatus:
+    async def finish(self, task: Task, held: Held, view: View, work: Work, lease: Lease) -> TaskStatus:
         """Keep log and outputs, free its address, and tell who waits for it."""
         end = self._end(task, view)
         status: TaskStatus = self._final(task, end)
@@ -222,10 +229,8 @@ class TaskHand:
             writers.keep_sample(work, task.id, status.run, end.usage)
         if task.spec.interface is not None:
             writers.free_interface(work, task.id, task.name, task.spec.interface, lease)
-        if task.spec.volumes and not task.spec.parent:  # its whole holds them for a part
-            volumes = [mount.volume for mount in task.spec.volumes]
-            writers.let_go_of_volumes(work, task.id, task.generation, volumes, lease)
-        self._tell_others(task, work)
+        self._let_go(task, work, lease)
+        self._tell_others(task, work, len(held.whole.spec.indices) / ENDS if held.whole is not None else 0)
         return status
 
     def _end(self, task: Task, view: View) -> Ended:
@@ -257,12 +262,12 @@ class TaskHand:
             doing="",
         )
 
-    def _tell_others(self, task: Task, work: Work) -> None:
+    def _tell_others(self, task: Task, work: Work, patience: float = 0) -> None:
         now = self._clock.now()
         writers.wake_dependents(work, task.id, now)
-        writers.wake_waiting(work, now)
+        writers.wake_waiting(work, now, amounts_placed(task.spec).cores)
         if task.parent:
-            writers.wake(work, task.parent, now)
+            writers.wake(work, task.parent, now + patience)
 
     async def _log(self, driver: TaskDriver, task: Task) -> list[tuple[int, bytes]]:
         """The newest part of what the run said, in pieces."""
@@ -315,7 +320,13 @@ class TaskHand:
 
     def settled(self, task: Task, work: Work, lease: Lease) -> None:
         """Also the end of one that never began, and of an array or gang."""
-        if task.phase in OVER and task.spec.volumes and not task.spec.parent:
+        if task.phase in OVER:
+            self._let_go(task, work, lease)
+
+    @staticmethod
+    def _let_go(task: Task, work: Work, lease: Lease) -> None:
+        """It needs its volumes no more; those of a part are held by its whole."""
+        if task.spec.volumes and not task.spec.parent:
             volumes = [mount.volume for mount in task.spec.volumes]
             writers.let_go_of_volumes(work, task.id, task.generation, volumes, lease)
 
@@ -333,7 +344,8 @@ def _in_its_whole(task: Task, held: Held) -> View:
         return View(ending=True)
     if whole.spec.replicas > 1:
         return View(gate=Gate("waits for its gang"))
-    turn = whole.spec.indices.index(task.spec.index) < whole.status.admitted
+    admitted = whole.spec.indices[: whole.status.admitted]
+    turn = bool(admitted) and task.spec.index <= admitted[-1]
     return View(gate=Gate("" if turn else "waits for its turn"))
 
 

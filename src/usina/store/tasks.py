@@ -5,9 +5,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+from operator import itemgetter
 
 import msgspec
-from sqlalchemy import bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import bindparam, delete, exists, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from usina.core.errors import NotFound
@@ -23,7 +26,7 @@ from usina.store.tables import blobs, identities, reservations, resources, task_
 from usina.store.work import CHANGE, FREE, TAKE, Work
 
 _b = bindparam
-WOKEN = 8  # tasks that are tried again when one has ended
+WOKEN = 8  # tasks at most that are tried again when one has ended
 _OVER = [phase.value for phase in OVER]
 
 
@@ -33,12 +36,24 @@ class _Index(msgspec.Struct):
     index: int = 0
 
 
-class _Code(msgspec.Struct):
-    code: int | None = None
-
-
 _INDEX = msgspec.json.Decoder(_Index)
-_CODE = msgspec.json.Decoder(_Code)
+_PHASES = {phase.value: phase for phase in Phase}
+
+
+@lru_cache(maxsize=8192)
+def index_of(spec: bytes) -> int:
+    """The index of a part; its spec hardly ever changes, and is asked often."""
+    return _INDEX.decode(spec).index
+
+
+_PARTS = select(
+    resources.c.id,
+    resources.c.phase,
+    resources.c.provider.is_not(None),
+    resources.c.observed == resources.c.generation,
+    resources.c.attempts,
+    resources.c.spec,
+).where(resources.c.parent == _b("b_whole"))
 _USAGE = msgspec.json.Decoder(Usage)
 
 
@@ -59,24 +74,12 @@ class Tasks:
 
     async def parts(self, whole: str) -> tuple[Part, ...]:
         """The parts of an array or gang, in order of index."""
-        columns = [
-            resources.c[name] for name in ("id", "phase", "generation", "observed", "provider", "spec", "status")
-        ]
-        found = await self._database.fetch(select(*columns).where(resources.c.parent == whole))
+        found = await self._database.fetch(_PARTS, {"b_whole": whole})
         parts = [
-            (
-                _INDEX.decode(row.spec).index,
-                Part(
-                    row.id,
-                    Phase(row.phase),
-                    _CODE.decode(row.status).code,
-                    row.provider is not None,
-                    row.observed == row.generation,
-                ),
-            )
-            for row in found
+            (index_of(spec), Part(id, _PHASES[phase], placed, settled, attempts > 0))
+            for id, phase, placed, settled, attempts, spec in map(tuple, found)
         ]
-        return tuple(part for _, part in sorted(parts, key=lambda pair: pair[0]))
+        return tuple([part for _, part in sorted(parts, key=itemgetter(0))])
 
     async def part_rows(self, whole: str) -> list[AnyResource]:
         """The same as resources."""
@@ -135,7 +138,11 @@ class Tasks:
 
 # --- writers
 
-_WAKE = update(resources).where(resources.c.id == _b("b_id")).values(due_at=_b("b_at"))
+_WAKE = (
+    update(resources)
+    .where(resources.c.id == _b("b_id"), or_(resources.c.due_at.is_(None), resources.c.due_at > _b("b_at")))
+    .values(due_at=_b("b_at"))
+)
 _WAKE_DEPENDENTS = (
     update(resources)
     .where(resources.c.id.in_(select(reservations.c.owner).where(reservations.c.scope == _b("b_scope"))))
@@ -154,7 +161,7 @@ _WAKE_WAITING = (
                 _waiting.c.lease_owner.is_(None),
             )
             .order_by(_waiting.c.id)
-            .limit(WOKEN)
+            .limit(_b("b_most"))
         )
     )
     .values(due_at=_b("b_at"))
@@ -197,7 +204,7 @@ _UNMAP = delete(identities).where(identities.c.realm == _b("b_realm"), identitie
 
 
 def wake(work: Work, resource: str, at: Instant) -> None:
-    """Have a resource looked at with this commit; not lost while somebody works on it."""
+    """Have a resource looked at then, or earlier if it is due earlier; not lost while somebody works on it."""
     work.write(CHANGE, _WAKE, {"b_id": resource, "b_at": at})
 
 
@@ -206,9 +213,9 @@ def wake_dependents(work: Work, task: str, at: Instant) -> None:
     work.write(CHANGE, _WAKE_DEPENDENTS, {"b_scope": waiting_for(task), "b_at": at})
 
 
-def wake_waiting(work: Work, at: Instant) -> None:
-    """Capacity came free: have the longest waiting of those that found no room looked at."""
-    work.write(CHANGE, _WAKE_WAITING, {"b_at": at})
+def wake_waiting(work: Work, at: Instant, cores: float) -> None:
+    """Capacity came free: have the longest waiting of those that found no room looked at, one for each core."""
+    work.write(CHANGE, _WAKE_WAITING, {"b_at": at, "b_most": max(1, min(WOKEN, ceil(cores)))})
 
 
 def waiting_for(task: str) -> str:

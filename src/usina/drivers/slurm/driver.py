@@ -104,8 +104,9 @@ class SlurmDriver:
             checked_dialect(plan, self._settings)
             if plan.image or plan.archive:
                 raise DriverError("a task on Slurm is a command; it has no image", lasting=True)
-            known = await self._submitted(plan, note)
-            if not known:
+            # What has no note was begun by nobody; or by another control plane, which the script makes harmless.
+            unheard_of = note is None and self._settings.shared
+            if unheard_of or not await self._submitted(plan, note):
                 await self._submit(plan, person, note, progress)
             self._register.stale()
 

@@ -27,8 +27,9 @@ _MOST = 64 << 20  # bytes of one file that are worth reading: what lies further 
 
 _MAKE = """
 set -eu; umask 077
-mkdir -p -- "$1"; cd -- "$1"; [ -O . ] || { echo "$1 belongs to somebody else" >&2; exit 9; }
-mkdir -p say exit; mkdir -p -- "$2"
+mkdir -p -- "$1/say" "$1/exit" "$2"
+cd -- "$1"; [ -O . ] || { echo "$1 belongs to somebody else" >&2; exit 9; }
+exec cat >"$3"
 """
 _PUT = 'umask 077; cd -- "$1" && mkdir -p -- "$(dirname -- "$2")" && cat >"$2" && chmod -- "$3" "$2"'
 _UNPACK = 'umask 022; cd -- "$1" && mkdir -p -- "$2" && exec tar -xzf - --no-same-owner -C "$2"'
@@ -90,8 +91,8 @@ def inside(path: str) -> str:
 
 async def make(person: Person, place: Place, environment: str, files: tuple[FilePlan, ...]) -> None:
     """Make the folder with all that is in it before the run begins. May be repeated."""
-    await _do(person, "the run's folder", _MAKE, place.folder, place.absolute_work)
-    await _do(person, "its environment", _PUT, place.folder, ENVIRONMENT, "0600", stdin=environment.encode())
+    paths = place.folder, place.absolute_work, ENVIRONMENT
+    await _do(person, "the run's folder", _MAKE, *paths, stdin=environment.encode())
     for file in files:
         path = inside(file.path)
         with Path(file.source).open("rb") as source:  # noqa: ASYNC230 - the command reads it, not we

@@ -46,22 +46,17 @@ case $_kind in
   *) _unit=0 _tail= ;;
 esac
 cd -- "$_folder" || exit 1
-rm -f -- "exit/$_unit" "exit/$_unit.code"
+if [ -e "exit/$_unit" ] || [ -e "exit/$_unit.code" ]; then rm -f -- "exit/$_unit" "exit/$_unit.code"; fi
 exec >>"say/o$_tail" 2>>"say/e$_tail" </dev/null
-_now() { printf '%s' "${EPOCHREALTIME:-$(date +%s.%N)}"; }
-_began=$(_now)
+_began=${EPOCHREALTIME:-$(date +%s.%N)}
 _told() {
   {
-    printf '%s %s %s %s %s\n' "$1" "$2" "$_began" "$(_now)" "${SLURM_RESTART_COUNT:-0}"; times
+    printf '%s %s %s %s %s\n' "$1" "$2" "$_began" "${EPOCHREALTIME:-$(date +%s.%N)}" "${SLURM_RESTART_COUNT:-0}"; times
   } >"$_folder/exit/$_unit.new"
   mv -f -- "$_folder/exit/$_unit.new" "$_folder/exit/$_unit"
   exit "$2"
 }
 cd -- "$_work" || { echo "usina: no such working directory: $_work" >&2; _told not-started 126; }
-(
-  if [ -f "$_folder/environment" ]; then . "$_folder/environment"; fi
-  type -P -- "$1" >/dev/null
-) || { echo "usina: no such command: $1" >&2; _told not-started 127; }
 set -m
 _child= _asked= _late= _code=
 _tell() { if [ -n "$_child" ]; then kill "-$1" -- "-$_child"; fi; }
@@ -76,9 +71,11 @@ exec 3>&2 2>/dev/null
     trap - TERM USR1 USR2
     if [ -f "$_folder/environment" ]; then . "$_folder/environment"; fi
     umask 022
+    type -P -- "$1" >/dev/null || { echo none >"$_folder/exit/$_unit.code"; exit 127; }
     exec -- "$@" 2>&3 3>&-
   )
-  printf '%s\n' "$?" >"$_folder/exit/$_unit.code"
+  _code=$?
+  [ -e "$_folder/exit/$_unit.code" ] || printf '%s\n' "$_code" >"$_folder/exit/$_unit.code"
 ) &
 _child=$!
 if [ -n "$_asked" ]; then _tell TERM; fi
@@ -94,6 +91,7 @@ while kill -0 "$_child"; do wait "$_child"; done
 read -r _code <"$_folder/exit/$_unit.code" || _code=137
 kill -KILL -- "-$_child"
 if [ -n "$_guard" ]; then kill -KILL -- "-$_guard"; fi
+if [ "$_code" = none ]; then echo "usina: no such command: $1" >&3; _told not-started 127; fi
 if [ -n "$_late" ]; then _told late "$_code"; fi
 if [ -n "$_asked" ]; then _told asked "$_code"; fi
 _told exited "$_code"
@@ -125,9 +123,9 @@ class Place:
 def batch_script(plan: TaskPlan, place: Place, embedded: str = "") -> str:
     """The whole script. `embedded` comes before the run and makes its folder, where files are not shared."""
     kind = "array" if plan.indices else "gang" if plan.replicas > 1 else ""
-    unit = " ".join((
-        "/bin/bash", "-c", '"$_unit"', "usina", '"$_folder"', '"$_work"', seconds(plan.time_limit), seconds(plan.grace),
-        shlex.quote(kind), *(shlex.quote(word) for word in plan.command),
+    words = " ".join((
+        '"$_folder"', '"$_work"', seconds(plan.time_limit), seconds(plan.grace), shlex.quote(kind),
+        *(shlex.quote(word) for word in plan.command),
     ))  # fmt: skip
     return "\n".join((
         "#!/bin/bash",
@@ -135,7 +133,7 @@ def batch_script(plan: TaskPlan, place: Place, embedded: str = "") -> str:
         f"_work={path_word(place.absolute_work)}",
         f"_unit={shlex.quote(_UNIT)}",
         embedded + _BEGIN,
-        _gang(plan, unit) if kind == "gang" else f"exec {unit}",
+        _gang(plan, f'/bin/bash -c "$_unit" usina {words}') if kind == "gang" else f'set -- {words}\neval "$_unit"',
         "",
     ))  # fmt: skip
 

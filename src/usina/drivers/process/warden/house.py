@@ -81,9 +81,7 @@ class House:
             except Exception:
                 traceback.print_exc()  # one broken folder must not keep the others from being found
         if not self._living() or not os.path.isdir(f"{self.state}/box/etc"):
-            files.make_etc(
-                f"{self.state}/box/etc", network.resolver(_content("/etc/resolv.conf").decode("utf-8", "replace"))
-            )
+            files.make_etc(f"{self.state}/box/etc", network.resolver(_resolver().decode("utf-8", "replace")))
         for name in os.listdir(f"{self.state}/box"):
             if name not in self.runs and name != "etc":
                 self._clear(name, lambda problem: None)
@@ -418,10 +416,9 @@ def _folder_within(work: str, workdir: str, uid: int | None) -> None:
         _folder(path, 0o755, uid)
 
 
-def _content(path: str) -> bytes:
+def _resolver() -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        return kernel.content("/etc/resolv.conf")
     except OSError:
         return b""
 

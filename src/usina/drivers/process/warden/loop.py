@@ -47,7 +47,8 @@ class Loop:
             for key, _ in self._selector.select(self._patience()):
                 if self._is_watched(key):
                     _safely(key.data)
-            while self._timers and self._timers[0][0] <= time.monotonic():
+            now = time.monotonic()  # what is put off from here on has its turn after the next look
+            while self._timers and self._timers[0][0] <= now:
                 _safely(heapq.heappop(self._timers)[2])
 
     def _is_watched(self, key: selectors.SelectorKey) -> bool:

@@ -37,8 +37,7 @@ class Ready:
     def waits(self) -> bool:
         """Its folders may be given another name only when it has mounted them."""
         try:
-            with open(f"/proc/{self.started.pid}/comm", "rb") as file:
-                return file.read() == b"usina-spare\n"
+            return kernel.content(f"/proc/{self.started.pid}/comm") == b"usina-spare\n"
         except OSError:
             return False
 

@@ -265,7 +265,7 @@ class Run:
         status = self._status()
         self._drain()
         self._kills = self.group.memory_kills()
-        use = self._last_use()
+        use = self.group.whole_use()
         how, code, message = self._how(*status, watched)
         self.end = {"at": time.time(), "since": self.since, "how": how, "code": code, "message": message}
         self.end["silent"] = not self.log.end
@@ -282,10 +282,6 @@ class Run:
             self._loop.forget(fd)
             os.close(fd)
         self._says = {}
-
-    def _last_use(self) -> Use | None:
-        use = self.group.use()
-        return None if use is None else Use(use.cpu, 0, use.peak)
 
     def _how(self, word: str, told: str, watched: bool) -> tuple[str, int | None, str]:
         """How it ended, its exit code, and a sentence about it."""
@@ -373,8 +369,7 @@ class Run:
 
 def _read(path: str) -> str:
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
+        return kernel.content(path).decode("utf-8", "surrogateescape")
     except OSError:
         return ""
 

@@ -12,13 +12,19 @@
  * not dumpable, so that the command can neither trace nor look into it.
  *
  * Asked over a socket of packets (descriptor 3): fields that end in a zero byte, as `spawn._wish` writes them, with
- * descriptors: its output, its errors, the file for its end, the pipe, lists of processes of the control groups that
- * it is to be in, and mounts of volumes, which are attached nowhere yet and which it attaches itself: the folder that it
- * puts one over is looked for without following links, for a task chooses what lies in its working directory. Answered with the number of the first process and a descriptor of it, or with "-" and the number of an
- * error. What is the same for all comes by standard input. A sandbox joins its groups itself: the kernel may take a while
- * over the first that does so after a pause.
+ * descriptors: its output, its errors, the file for its end, the pipe, lists of processes of the control groups that it
+ * is to be in, and mounts of volumes. Answered with the number of the first process and a descriptor of it, or with "-"
+ * and the number of an error. What is the same for all comes by standard input. A sandbox joins its groups itself: the
+ * kernel may take a while over the first that does so after a pause.
  *
- * What is allowed where: user_namespaces(7), mount_namespaces(7), pid_namespaces(7), capabilities(7).
+ * A mount of a volume is attached nowhere yet; the sandbox attaches it. The folder that it comes to be over is looked for
+ * without following links, for a task chooses what lies in its working directory.
+ *
+ * Runs that reach only themselves are given network namespaces that are used again: to make and remove one is a fifth of
+ * what a short run costs. They are the host's, so that no run has any power over them, and one is kept only while nothing
+ * was ever sent in it: then nothing shows that anybody had it, as its sockets went with their processes.
+ *
+ * What is allowed where: user_namespaces(7), network_namespaces(7), mount_namespaces(7), pid_namespaces(7), capabilities(7).
  */
 
 #define _GNU_SOURCE
@@ -28,6 +34,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <net/if.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <spawn.h>
@@ -46,8 +53,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { INNER = 1000, LINE = 3, LEAST = 4, GIVEN = 28, KEPT = 100, MOST = 128 << 10, MOST_WORDS = 4 << 20, PATHS = 4400, NAMES = 256 };
+enum { INNER = 1000, LINE = 3, LEAST = 4, GIVEN = 28, KEPT = 100, MOST = 128 << 10, MOST_WORDS = 4 << 20 };
+enum { PATHS = 4400, NAMES = 256 };
 enum { OUT, ERR, STATUS, PIPE, GROUPS };
+enum { HOST_NETWORK, OWN_NETWORK, KEPT_NETWORK }; /* as `spawn.NETWORKS` */
+enum { NETWORKS = 160, ABOVE = 200 };
 #define END 'x'
 #define PLAIN (MS_NOSUID | MS_NODEV)
 #define STILL (ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV)
@@ -70,7 +80,7 @@ static struct {
 struct wish {
     const char *handle;
     long uid; /* -1: our own */
-    int own_network;
+    long network;
     long etc_count, device_count, extra_count, volume_count;
     const char **etc, **devices, **extra, **volumes;
 };
@@ -289,8 +299,8 @@ static void copy_tree(const char *source, const char *root, const char *below, c
     closedir(entries);
 }
 
-/* A folder below the working directory, made where it can be; no link is followed. `path` is absolute. -1: there is none
- * and none can be made. */
+/* A folder of the tree that we are in the top of, made where it can be; no link is followed. -1: there is none and none
+ * can be made. */
 static int folder_at(const char *path) {
     char name[NAMES];
     int here = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -370,12 +380,13 @@ static void furnish(const struct wish *wish, const int *mounts) {
     pivot();
 }
 
-static void loopback_up(void) {
+static int loopback_up(void) {
     struct ifreq wish = {.ifr_name = "lo", .ifr_flags = IFF_UP};
     int line = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    must(line, "socket");
-    must(ioctl(line, SIOCSIFFLAGS, &wish), "loopback");
+    if (line < 0) return -1;
+    int good = ioctl(line, SIOCSIFFLAGS, &wish);
     close(line);
+    return good;
 }
 
 /* --- its command */
@@ -451,7 +462,7 @@ static _Noreturn void run(int pipe) {
 }
 
 /* The first process of a sandbox. */
-static _Noreturn void be(const struct wish *wish, const int *given, int count, int mapped) {
+static _Noreturn void be(const struct wish *wish, const int *given, int count, int mapped, int fresh_network) {
     struct rlimit files;
     char go;
     status = given[STATUS];
@@ -471,7 +482,7 @@ static _Noreturn void be(const struct wish *wish, const int *given, int count, i
     int volumes[GIVEN], groups = count - wish->volume_count;
     for (int n = groups; n < count; n++) volumes[n - groups] = KEPT + n;
     furnish(wish, volumes);
-    if (wish->own_network) loopback_up();
+    if (fresh_network) must(loopback_up(), "loopback");
     for (int n = GROUPS; n < groups; n++) {
         must(write(KEPT + n, "0", 1), "control group");
         close(KEPT + n);
@@ -508,16 +519,89 @@ static int map_users(const char *process, uid_t inner_uid, uid_t uid, gid_t inne
             ? -1 : 0;
 }
 
+/* --- networks that are used again */
+
+/* All of them descriptors: the namespace (-1: there is none), what its devices have carried, and the process that has
+ * it (-1: nobody has). */
+static struct network { int space, carried, user; } networks[NETWORKS];
+static int home = -1; /* our own network namespace */
+
+/* Out of the way of the numbers that a sandbox wants for what it is given. */
+static int open_above(const char *path) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return -1;
+    int above = fcntl(fd, F_DUPFD_CLOEXEC, ABOVE);
+    close(fd);
+    return above;
+}
+
+static void drop(struct network *one) {
+    close(one->space);
+    close(one->carried);
+    *one = (struct network){-1, -1, -1};
+}
+
+/* Whether there is nothing in it but a loopback device that has carried nothing, as /proc/net/dev tells it. */
+static int is_untouched(const struct network *one) {
+    char text[2000];
+    ssize_t size = pread(one->carried, text, sizeof text - 1, 0);
+    if (size <= 0) return 0;
+    text[size] = 0;
+    const char *lo = strstr(text, "lo:");
+    return lo != NULL && lo[3 + strspn(lo + 3, " 0")] == '\n' && lo[4 + strspn(lo + 3, " 0")] == 0;
+}
+
+static int make_network(struct network *one) {
+    if (unshare(CLONE_NEWNET) < 0) return -1;
+    one->space = open_above("/proc/self/ns/net");
+    one->carried = open_above("/proc/self/net/dev");
+    int good = loopback_up();
+    must(setns(home, CLONE_NEWNET), "the host's network");
+    if (good == 0 && one->space >= 0 && one->carried >= 0) return 0;
+    drop(one);
+    return -1;
+}
+
+/* One that nobody has; NULL where there is none to be had. */
+static struct network *free_network(void) {
+    struct network *found = NULL;
+    for EACH (n, networks) {
+        struct network *one = networks + n;
+        struct pollfd end = {.fd = one->user, .events = POLLIN};
+        if (one->user >= 0 && poll(&end, 1, 0) == 1) {
+            close(one->user);
+            one->user = -1;
+            if (!is_untouched(one)) drop(one);
+        }
+        if (one->user < 0 && (found == NULL || (found->space < 0 && one->space >= 0))) found = one;
+    }
+    return found == NULL || (found->space < 0 && make_network(found) < 0) ? NULL : found;
+}
+
+static pid_t fork_sandbox(unsigned long kinds, struct network *network, int *own) {
+    if (network != NULL && setns(network->space, CLONE_NEWNET) < 0) return -1;
+    pid_t pid = syscall(SYS_clone, kinds | CLONE_PIDFD | SIGCHLD, 0, own, 0, 0);
+    if (pid != 0 && network != NULL) {
+        int error = errno;
+        must(setns(home, CLONE_NEWNET), "the host's network");
+        if (pid > 0) must(network->user = fcntl(*own, F_DUPFD_CLOEXEC, ABOVE), "dup");
+        errno = error;
+    }
+    return pid;
+}
+
 static pid_t make(const struct wish *wish, const int *given, int count, int *own) {
     int mapped[2];
     char name[20];
+    struct network *network = wish->network == KEPT_NETWORK && home >= 0 ? free_network() : NULL;
+    int needs_one = wish->network != HOST_NETWORK && network == NULL;
     unsigned long kinds = CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS
-        | (wish->own_network ? CLONE_NEWNET : 0);
+        | (needs_one ? CLONE_NEWNET : 0);
     if (pipe2(mapped, O_CLOEXEC) < 0) return -1;
-    pid_t pid = syscall(SYS_clone, kinds | CLONE_PIDFD | SIGCHLD, 0, own, 0, 0);
+    pid_t pid = fork_sandbox(kinds, network, own);
     if (pid == 0) {
         close(mapped[1]);
-        be(wish, given, count, mapped[0]);
+        be(wish, given, count, mapped[0], needs_one);
     }
     if (pid > 0) {
         snprintf(name, sizeof name, "%d", pid);
@@ -542,7 +626,7 @@ static struct wish read_wish(char *data, size_t size) {
     struct fields told = {data, data + size};
     struct wish wish = {.handle = field(&told)};
     wish.uid = number(&told);
-    wish.own_network = number(&told) != 0;
+    wish.network = number(&told);
     wish.etc = list(&told, &wish.etc_count);
     wish.devices = list(&told, &wish.device_count);
     wish.extra = list(&told, &wish.extra_count);
@@ -622,6 +706,8 @@ int main(void) {
     site.uid = geteuid();
     site.gid = getegid();
     must(unshare(CLONE_NEWNS | (site.uid ? CLONE_NEWUSER : 0)), "namespaces");
+    for EACH (n, networks) networks[n] = (struct network){-1, -1, -1};
+    if (site.uid == 0) home = open_above("/proc/self/ns/net");
     if (site.uid) must(map_users("self", site.uid, site.uid, site.gid, site.gid), "user namespace");
     prepare(view, box, read_only);
     must(send(LINE, "ready", 5, MSG_NOSIGNAL), "answer");

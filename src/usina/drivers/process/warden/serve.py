@@ -17,6 +17,7 @@ import socket
 import struct
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from .loop import READ, WRITE, Loop, fork
 VERSION: Final = 1
 _LONGEST: Final = 64 << 20  # bytes of a request
 _CHUNK: Final = 256 << 10
+_TURN: Final = 16  # requests
 _LOOK: Final = 5.0  # seconds between looks whether anybody needs us
 
 
@@ -95,6 +97,7 @@ class Client:
         self._door = door
         self._line = line
         self._heard = bytearray()
+        self._asked: deque[bytearray] = deque()  # requests that were not served yet
         self._unsent = bytearray()
         door.loop.watch(line.fileno(), self._hear)
 
@@ -110,10 +113,19 @@ class Client:
         self._heard += data
         if not data or len(self._heard) > _LONGEST:
             return self.close()
-        while (end := self._heard.find(b"\n")) >= 0:
-            text = bytes(self._heard[:end])
-            del self._heard[: end + 1]
-            self._serve(json.loads(text))
+        *lines, rest = self._heard.split(b"\n")
+        self._heard = rest
+        if lines and not self._asked:
+            self._door.loop.later(0, self._serve_some)
+        self._asked += lines
+
+    def _serve_some(self) -> None:
+        """A few a turn: a burst of starts must not keep ends from being seen, nor answers from being sent."""
+        for _ in range(min(_TURN, len(self._asked))):
+            if self._line.fileno() >= 0:
+                self._serve(json.loads(self._asked.popleft()))
+        if self._asked:
+            self._door.loop.later(0, self._serve_some)
 
     def send(self, data: bytes) -> None:
         """Soon, with what else comes meanwhile."""
