@@ -214,3 +214,42 @@ async def test_another_driver_of_the_host_has_the_same_ones(stack: ProcessDriver
             await other.remove_volume(handle)
     finally:
         await other.close()
+
+
+_TAKES = """
+import socket, time, os
+line = socket.socket(socket.AF_UNIX); line.bind('/data/line'); line.listen(); print('up', flush=True)
+_, taken, _, _ = socket.recv_fds(line.accept()[0], 10, 1)
+open('/data/taken', 'w').close()
+while not os.path.exists('/data/go'): time.sleep(0.02)
+try: socket.socket(fileno=taken[0]).connect(('127.0.0.1', 8124)); print('reached a stranger')
+except OSError as error: print('refused', error)
+"""
+_GIVES = """
+import socket, time, os
+line = socket.socket(socket.AF_UNIX); line.connect('/data/line')
+mine = socket.socket(); socket.send_fds(line, [b'x'], [mine.fileno()])
+while not os.path.exists('/data/taken'): time.sleep(0.02)
+"""
+_STRANGER = (
+    "import socket, time; s = socket.create_server(('127.0.0.1', 8124)); print('up', flush=True); time.sleep(60)"
+)
+
+
+async def test_a_socket_that_one_run_gives_another_leads_to_no_third(stack: ProcessDriver, make: Make) -> None:
+    """Network namespaces of runs are used again; not of those that could have given a socket away, by a volume."""
+    async with volume(stack) as handle:
+        mount = (MountPlan(handle, "/data"),)
+        taker = make(command=("python3", "-c", _TAKES), volumes=mount)
+        async with begun(stack, taker):
+            await until_said(stack, taker.handle, "up")
+            giver = make(command=("python3", "-c", _GIVES), volumes=mount)
+            async with begun(stack, giver):
+                assert (await ended(stack, giver.handle)).code == 0, await said(stack, giver.handle)
+            strangers = [make(command=("python3", "-c", _STRANGER)) for _ in range(3)]
+            async with begun(stack, strangers[0]), begun(stack, strangers[1]), begun(stack, strangers[2]):
+                for stranger in strangers:
+                    await until_said(stack, stranger.handle, "up")
+                await outcome(stack, make, "touch /data/go", *mount)
+                await ended(stack, taker.handle)
+                assert (await said(stack, taker.handle))[-1].startswith("refused")

@@ -20,7 +20,8 @@ from typing import Any, Final
 WORK: Final = "/work"
 HOSTNAME: Final = "task"  # of every run without a card, so that one /etc/hosts serves them all
 CARD_FILES: Final = ("resolv.conf", "hosts")  # of those that have one
-NETWORKS: Final = {"host": 0, "none": 2}  # 1: one of its own, 2: one that may have been another's
+NETWORKS: Final = {"host": 0, "none": 2}  # 2: one that may have been another's
+_OWN: Final = 1
 GATED: Final = ("outbound", "project")  # networks that are made before the command begins
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PROGRAM: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sandbox")
@@ -190,9 +191,12 @@ class Sandboxes:
 
 def _wish(record: Mapping[str, Any]) -> bytes:
     uid = -1 if record["uid"] is None else record["uid"]
+    network = NETWORKS.get(record["network"], _OWN)
+    if record["volumes"] and network == NETWORKS["none"]:
+        network = _OWN  # on a volume it may give a socket away, which must not outlive it in another's network
     return b"".join(
         (
-            _fields(record["handle"], uid, NETWORKS.get(record["network"], 1)),
+            _fields(record["handle"], uid, network),
             _listed(CARD_FILES if record.get("card") else ()),
             _listed(record["devices"]),
             _listed(record["extra"]),
