@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from usina.core.goods import Form, VolumeSpec
 from usina.core.machine import VolumePlan
+from usina.core.resource import Kind
 from usina.core.task import MountPlan, TaskPlan
 from usina.drivers.process.driver import ProcessDriver
 from usina.hardware.folders import mounts
 from usina.hardware.folders.shelf import Shelf
 from usina.ports.driver import DriverError, HostSettings
+from usina.store import rows
 from usina.testing.task_contract import silent
 
 
@@ -68,3 +71,10 @@ def test_users_on_a_mount_are_disjoint_and_all_of_them() -> None:
     one = mounts.one_user(4711)
     assert one[0] == (first, 4711, 1) and sum(many for _, _, many in one) == count
     assert mounts.many_users(1_900_000_000) == ((first, 1_900_000_000, count),)
+
+
+def test_what_was_stored_before_there_were_folders() -> None:
+    volume, _ = rows._DECODERS[Kind.VOLUME]
+    assert volume.decode(b'{"size":65536,"host":null}') == VolumeSpec(65536, None, Form.DISK)
+    task, _ = rows._DECODERS[Kind.TASK]
+    assert task.decode(b'{"on":"local","command":["true"]}').volumes == ()

@@ -239,10 +239,10 @@ class MachineTasks:
             guest.used_at = time.monotonic()
 
     async def ensure_volume(self, plan: VolumePlan) -> None:
-        raise DriverError("tasks in machines have no volumes", lasting=True)
+        raise DriverError(request.NO_VOLUMES, lasting=True)
 
     async def remove_volume(self, handle: str) -> None:
-        raise DriverError("tasks in machines have no volumes", lasting=True)
+        raise DriverError(request.NO_VOLUMES, lasting=True)
 
     # --- what it says, makes and uses
 
