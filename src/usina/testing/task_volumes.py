@@ -14,6 +14,7 @@ import pytest
 from usina.core.capacity import FOLDERS
 from usina.core.ids import Ids
 from usina.core.machine import Absent, VolumePlan
+from usina.core.mounts import MOST
 from usina.core.task import End, MountPlan
 from usina.core.units import MiB
 from usina.ports.driver import DriverError
@@ -80,6 +81,16 @@ class TaskVolumesContract:
                 await outcome(stack, make, "echo hello > /srv/shared/.n; mv /srv/shared/.n /srv/shared/note", mount)
                 assert (await ended(stack, reader.handle)).code == 0
                 assert await said(stack, reader.handle) == ["hello"]
+
+    async def test_as_many_as_there_can_be_and_a_command_that_begins_on_one(
+        self, stack: TaskDriver, make: Make
+    ) -> None:
+        async with volume(stack) as handle:
+            mounts = tuple(MountPlan(handle, f"/srv/{n}" if n % 2 else f"/work/{n}/deep") for n in range(MOST))
+            plan = make("echo x > a; cat /srv/*/a /work/*/deep/a | wc -l; pwd", volumes=mounts, workdir="/srv/1")
+            async with begun(stack, plan):
+                assert (await ended(stack, plan.handle)).code == 0
+                assert [line.strip() for line in await said(stack, plan.handle)] == [str(MOST), "/srv/1"]
 
     async def test_read_only_is_read_only(self, stack: TaskDriver, make: Make) -> None:
         async with volume(stack) as handle:
