@@ -176,8 +176,9 @@ class TaskVolumesContract:
             mount = MountPlan(handle, "/data")
             await outcome(stack, make, "echo kept > /data/a", mount)
             await asyncio.gather(*(stack.ensure_volume(VolumePlan(handle, size * MiB)) for size in (16, 64, 64, 16)))
-            code, lines = await outcome(stack, make, "cat /data/a; df -k /data | tail -1 | awk '{print $2}'", mount)
-            assert (code, lines[0]) == (0, "kept") and int(lines[1]) * 1024 > 48 * MiB
+            script = "cat /data/a; ls -A /data; df -k /data | tail -1 | awk '{print $2}'"
+            code, lines = await outcome(stack, make, script, mount)
+            assert (code, lines[:2]) == (0, ["kept", "a"]) and int(lines[2]) * 1024 > 48 * MiB
 
     async def test_one_that_is_not_there(self, stack: TaskDriver, make: Make) -> None:
         await stack.remove_volume(_ids.new("volume"))

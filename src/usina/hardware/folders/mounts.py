@@ -46,6 +46,8 @@ _STATUS: Final = struct.Struct("5Q4I64s64s32s2Q")  # loop_info64: device, inode,
 _TRIES: Final = 50  # for a free loop device, where others take them too
 _BLOCK: Final = 4096
 _SUPERBLOCK: Final = 1024
+_NO_LOST: Final = "rmdir lost+found\n"  # for debugfs; one that holds anything stays
+_EVERYBODYS: Final = "set_inode_field / mode 040777\n"
 _PATIENCE: Final = 3.0  # seconds for a lock that is held for milliseconds
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -286,7 +288,7 @@ def _format(fd: int, size: int) -> None:
     extended = f"lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner={first}:{first}"
     file = f"/proc/self/fd/{fd}"
     _run("mkfs.ext4", "-q", "-F", "-m", "0", "-b", str(_BLOCK), "-e", "remount-ro", "-E", extended, file, keep=fd)
-    _run("debugfs", "-w", "-f", "/dev/stdin", file, keep=fd, told="rmdir lost+found\nset_inode_field / mode 040777\n")
+    _run("debugfs", "-w", "-f", "/dev/stdin", file, keep=fd, told=_NO_LOST + _EVERYBODYS)
 
 
 def _run(*command: str, keep: int, told: str = "", fine: Sequence[int] = (0,)) -> None:
@@ -322,6 +324,7 @@ def grow(image: str, size: int) -> bool:
             file = f"/proc/self/fd/{fd}"
             _run("e2fsck", "-f", "-p", file, keep=fd, fine=(0, 1))  # replays its journal, too
             _run("resize2fs", file, keep=fd)
+            _run("debugfs", "-w", "-f", "/dev/stdin", file, keep=fd, told=_NO_LOST)  # which the check has made again
             os.fsync(fd)
         finally:
             os.close(fd)
