@@ -287,6 +287,7 @@ async def first_status(factory: Running, request: Any) -> int:
         await asyncio.gather(task, return_exceptions=True)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(110)
 async def test_every_route_for_every_role_in_own_and_foreign_projects(factory: Running) -> None:
     async with factory.client() as client:

@@ -99,6 +99,7 @@ _CHECKS = {
 }
 
 
+@pytest.mark.slow
 def test_the_document_is_openapi_3_1_and_describes_every_error(schema: schemathesis.BaseSchema) -> None:
     raw = schema.raw_schema
     assert raw["openapi"].startswith("3.1")

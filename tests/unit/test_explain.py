@@ -78,6 +78,7 @@ def as_asked(chooser: Chooser, needs: Needs) -> list[Provider]:
     return [chooser.promises.as_seen_by(chooser.fleet, row, needs) for row in rows]
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(hosts_, needs_, st.sampled_from(sorted(POLICIES)))
 def test_what_is_told_is_true(spec: list[tuple[int, int, int, int, int]], needs: Needs, policy: str) -> None:

@@ -169,6 +169,7 @@ def check(hosts: Hosts, gang: Gang) -> list[Claim]:
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=180, deadline=None)
 @given(fleets, gangs)
 def test_a_gang_is_as_large_as_it_fits_and_lies_as_asked(hosts: Hosts, gang: Gang) -> None:

@@ -126,6 +126,7 @@ async def test_noise_never_crashes(tmp_path: Path, content: bytes) -> None:
         assert (await inspect(path)).format == "raw"
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(4, 111), value=st.binary(min_size=1, max_size=16))
 async def test_a_tampered_header_is_taken_whole_or_refused(tmp_path: Path, at: int, value: bytes) -> None:

@@ -53,6 +53,7 @@ def test_the_house_keeps_its_contracts() -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contract", PLANTED)
 def test_a_planted_violation_is_found(tree: Path, contract: str) -> None:
     place, line = PLANTED[contract]

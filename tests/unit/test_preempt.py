@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, combinations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -98,6 +99,7 @@ def possible(fleet: Fleet, needs: Needs, guaranteed: Mapping[str, Share]) -> Ite
                 yield gone
 
 
+@pytest.mark.slow
 @settings(max_examples=70, deadline=None)
 @given(
     st.integers(1, 2),

@@ -302,9 +302,9 @@ def test_of_an_array_that_fills_its_place_as_many_as_run_stand_in_line() -> None
         steps = whole(*parts, indices=indices, status=status).steps
         return (len(steps[0].parts), steps[0].in_line) if steps and isinstance(steps[0], Admit) else (0, False)
 
-    assert admitted_of(40, 10, 0) == (30, True)
-    assert admitted_of(40, 10, 30) == (0, False)
-    assert admitted_of(40, 0, 25) == (15, True)
+    assert admitted_of(40, 10, 0) == (70, True)
+    assert admitted_of(40, 10, 70) == (0, False)
+    assert admitted_of(40, 0, 65) == (15, True)
     assert admitted_of(4, 1, 0) == (LINE - 1, True)
     assert admitted_of(40, 0, 0) == (160, False)
 

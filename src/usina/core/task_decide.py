@@ -327,13 +327,13 @@ def _whole(task: Task, parts: Sequence[Part], gate: Gate, now: Instant) -> Decis
 
 def _turns(task: Task, parts: Sequence[Part], now: Instant) -> Decision:
     """As many parts at work as may be, and only some of them asking for their places at a time. Once there was no room
-    for all, as many as run stand in line."""
+    for all, twice as many as run stand in line."""
     admitted = task.status.admitted
     at_work = [part for part in parts[:admitted] if not part.over]
     room = (task.spec.at_once or len(parts)) - len(at_work)
     unplaced = sum(not part.placed for part in at_work)
     in_line = any(task.status.in_line or part.refused for part in at_work if not part.placed)
-    asking = (min(ASKING, max(LINE, len(at_work) - unplaced)) if in_line else ASKING) - unplaced
+    asking = (min(ASKING, max(LINE, 2 * (len(at_work) - unplaced))) if in_line else ASKING) - unplaced
     if min(room, asking) > 0 and admitted < len(parts):
         some = parts[admitted : admitted + min(room, asking)]
         return Decision(task.phase, steps=(Admit(tuple(part.id for part in some), in_line),))

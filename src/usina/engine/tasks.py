@@ -42,7 +42,7 @@ OUTPUTS_LIMIT = 16 * GiB
 TRIES = 6  # of a start
 REPORT_EVERY = 1.0
 IN_LINE = 5.0  # seconds after which a part in line asks for its place, if nothing that ended has called it before
-ENDS = 5000  # a large array may hear of its parts' ends later, by its size through this in seconds
+HEARS = 2500  # parts of an array, for each second in which it is told only once that some of them are over
 BREATH = 0.03  # seconds in which what has just begun may be over
 
 OUTPUTS = "outputs.tar"
@@ -230,7 +230,7 @@ class TaskHand:
         if task.spec.interface is not None:
             writers.free_interface(work, task.id, task.name, task.spec.interface, lease)
         self._let_go(task, work, lease)
-        self._tell_others(task, work, len(held.whole.spec.indices) / ENDS if held.whole is not None else 0)
+        self._tell_others(task, work, _patience(held.whole))
         return status
 
     def _end(self, task: Task, view: View) -> Ended:
@@ -347,6 +347,15 @@ def _in_its_whole(task: Task, held: Held) -> View:
     admitted = whole.spec.indices[: whole.status.admitted]
     turn = bool(admitted) and task.spec.index <= admitted[-1]
     return View(gate=Gate("" if turn else "waits for its turn"))
+
+
+def _patience(whole: Task | None) -> float:
+    """Seconds after which the whole of a part that is over looks at all its parts: the sooner the fewer there are, and
+    soon where the last of them are at work."""
+    if whole is None:
+        return 0
+    count = len(whole.spec.indices)
+    return count / HEARS if whole.status.admitted < count else min(0.1, count / HEARS)
 
 
 class _Progress:

@@ -298,6 +298,7 @@ def main() -> None:
     door = Door(loop, house, state, settings["idle"])
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 50)  # what runs leave behind mostly goes by itself
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # tidy, and leave the runs to the next warden
     try:
         loop.run()
