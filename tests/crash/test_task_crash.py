@@ -145,3 +145,38 @@ def test_deleting(factory: FactoryProcess, point: str) -> None:
     assert left(factory) == set()
     nothing_held(factory)
     assert factory.call("GET", "/quotas/main")["used"]["tasks"] == 0
+
+
+FOLDER = {"name": "data", "size": 1 << 30, "form": "folder", "project": "main"}
+
+
+@pytest.mark.parametrize("point", ["before:Apply", "after:Apply", "before:Remove", "after:Remove", "after:Forget"])
+def test_a_volume_is_made_and_removed(factory: FactoryProcess, point: str) -> None:
+    making = point.endswith("Apply")
+    if not making:
+        factory.call("POST", "/volumes", FOLDER)
+        factory.phase("/volumes/data", "ready")
+    factory.stop()
+    factory.start(f"{point}:1")
+    attempt(factory, *(("POST", "/volumes", FOLDER) if making else ("DELETE", "/volumes/data")))
+    factory.died()
+    factory.start()
+    if making:
+        factory.phase("/volumes/data", "ready")
+        factory.call("DELETE", "/volumes/data")
+    until(lambda: not factory.call("GET", "/volumes")["items"])
+    assert not list(factory.data_dir.glob("hosts/*/fake/volumes/*"))
+    nothing_held(factory)
+
+
+@pytest.mark.parametrize("point", ["after:Place", "after:Start", "before:Finish", "after:Finish"])
+@pytest.mark.parametrize("many", [{}, {"indices": [0, 1]}], ids=["one", "array"])
+def test_a_volume_is_free_when_its_task_is_over(factory: FactoryProcess, point: str, many: Json) -> None:
+    volume = factory.call("POST", "/volumes", FOLDER)
+    factory.phase("/volumes/data", "ready")
+    held = {"volumes": [{"volume": volume["id"], "path": "/data"}]}
+    crash(factory, f"{point}:1", {"name": "t1", "on": "fake", "command": ["sleep", "0.5"], **held, **many})
+    factory.phase("/tasks/t1", "succeeded")
+    factory.call("DELETE", "/volumes/data")
+    until(lambda: not factory.call("GET", "/volumes")["items"])
+    nothing_held(factory)

@@ -9,9 +9,12 @@ from functools import partial
 
 from usina.app.context import Context
 from usina.app.machine_changes import expect
+from usina.app.machine_parts import check_needs
+from usina.app.task_volumes import refuse_used
 from usina.core import network as net
 from usina.core.errors import Conflict, Invalid
 from usina.core.goods import (
+    Form,
     Forward,
     ForwardSpec,
     Network,
@@ -21,6 +24,7 @@ from usina.core.goods import (
     SecurityGroupSpec,
     Volume,
     VolumeSpec,
+    volume_needs,
 )
 from usina.core.grant import Grant
 from usina.core.machine import Rule
@@ -33,6 +37,10 @@ from usina.store.work import Work, missing
 
 PORTS = (20000, 29999)
 """TCP ports of the control plane that port forwards are given from."""
+
+SMALLEST_FOLDER = 16 * MiB
+LARGEST_FOLDER = 16 * TiB
+"""Of a volume that is files: what its file system, and files of ext4 hosts, can be."""
 
 DEFAULT_RULES = (
     Rule("out", "all"),
@@ -48,6 +56,7 @@ class VolumeOrder:
     size: int
     project: str | None = None
     host: str | None = None
+    form: Form = Form.DISK
     labels: dict[str, str] = field(default_factory=dict)
 
 
@@ -100,7 +109,8 @@ def _new(context: Context, kind: Kind, owner: Project, name: str, spec: object, 
 
 
 async def create_volume(context: Context, order: VolumeOrder) -> Volume:
-    check_range(order.size, MiB, 1024 * TiB, "size")
+    folder = order.form is Form.FOLDER
+    check_range(order.size, SMALLEST_FOLDER if folder else MiB, LARGEST_FOLDER if folder else 1024 * TiB, "size")
     if order.size % (64 * KiB):
         raise Invalid("size: must be a multiple of 64 KiB", field="size")
     owner, grant = await _opening(context, order.project)
@@ -109,7 +119,10 @@ async def create_volume(context: Context, order: VolumeOrder) -> Volume:
     earlier = await context.repeated(order)
     if earlier is not None:
         return earlier[0]
-    volume = _new(context, Kind.VOLUME, owner, order.name, VolumeSpec(order.size, order.host), order.labels)
+    spec = VolumeSpec(order.size, order.host, order.form)
+    volume: Volume = _new(context, Kind.VOLUME, owner, order.name, spec, order.labels)
+    if folder:
+        await check_needs(context, volume_needs(volume))
     work = context.work()
     context.order(work, volume, grant)
     return await context.commit_order(work, volume, order, grant)
@@ -118,13 +131,17 @@ async def create_volume(context: Context, order: VolumeOrder) -> Volume:
 async def grow_volume(
     context: Context, ref: str, size: int, project: str | None = None, if_match: int | None = None
 ) -> Volume:
-    """A larger volume; it never shrinks. Refused while attached: the guest would not see it."""
+    """A larger volume; it never shrinks. Refused while attached, as the guest would not see it, and while tasks use
+    it."""
     volume, grant = await context.find(Kind.VOLUME, ref, Action.RESOURCE_CHANGE, project)
     expect(volume, if_match)
-    check_range(size, MiB, 1024 * TiB, "size")
+    folder = volume.spec.form is Form.FOLDER
+    check_range(size, MiB, LARGEST_FOLDER if folder else 1024 * TiB, "size")
     if size < volume.spec.size or size % (64 * KiB):
         raise Invalid("size: can only grow, by multiples of 64 KiB", field="size")
-    if await context.store.resources.users_of(volume.id):
+    if folder:
+        await refuse_used(context, volume, "grow")
+    elif await context.store.resources.users_of(volume.id):
         raise Conflict("the volume is attached; detach it first", code="in-use")
     work = context.work()
     changed: Volume = volume.wishing(replace(volume.spec, size=size), context.now)
@@ -318,6 +335,8 @@ async def delete(
     if thing.deleting:
         return thing
     expect(thing, if_match)
+    if kind is Kind.VOLUME:
+        await refuse_used(context, thing, "be deleted")
     work = context.work()
     if kind is Kind.FORWARD:
         work.release(f"use:{thing.spec.machine}", thing.id, thing.id, grant)

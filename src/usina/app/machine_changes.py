@@ -6,7 +6,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from usina.app.context import Context
-from usina.app.machine_parts import CardFields, CardOrder, attach, card_for, check_possible, image_for
+from usina.app.machine_parts import (
+    CardFields,
+    CardOrder,
+    attach,
+    card_for,
+    check_possible,
+    image_for,
+    refuse_folder,
+)
 from usina.core.capacity import Numa
 from usina.core.errors import Conflict, Invalid, NotFound, Stale
 from usina.core.grant import Grant
@@ -192,6 +200,7 @@ async def attach_volume(
     async def edit(machine: Machine, work: Work, grant: Grant) -> tuple[MachineSpec, str]:
         owner = await context.project(machine.project)
         thing = await context.house.near.of(owner, Kind.VOLUME, volume, "volume")
+        refuse_folder(thing, "volume")
         if thing.provider is None or thing.phase is not Phase.READY:
             raise Conflict(f"volume {thing.name} is not ready yet", field="volume", code="not-ready")
         if machine.provider is not None and thing.provider != machine.provider:

@@ -12,7 +12,7 @@ from usina.app.near import Near
 from usina.core import network as net
 from usina.core.capacity import Claim, Needs
 from usina.core.errors import Conflict, Invalid, NotFound, Refused
-from usina.core.goods import Image
+from usina.core.goods import Form, Image, Volume
 from usina.core.grant import Grant
 from usina.core.machine import Interface
 from usina.core.machine_decide import Machine, needs_of
@@ -120,7 +120,8 @@ async def volumes_for(
     home: str | None = None
     for number, ref in enumerate(refs):
         where = f"volumes[{number}]"
-        volume = await context.house.near.of(project, Kind.VOLUME, ref, where)
+        volume: Volume = await context.house.near.of(project, Kind.VOLUME, ref, where)
+        refuse_folder(volume, where)
         if volume.provider is None or volume.phase is not Phase.READY:
             raise Conflict(f"{where}: volume {volume.name} is not ready yet", field=where, code="not-ready")
         if home not in (None, volume.provider):
@@ -131,6 +132,11 @@ async def volumes_for(
     if len(set(ids)) != len(ids):
         raise Invalid("volumes: named twice", field="volumes")
     return tuple(ids), home
+
+
+def refuse_folder(volume: Volume, field: str) -> None:
+    if volume.spec.form is Form.FOLDER:
+        raise Invalid(f"{field}: volume {volume.name} is a folder for tasks; machines use disks", field=field)
 
 
 def attach(work: Work, volume: str, machine: str, grant: Grant, field: str = "volume") -> None:

@@ -12,8 +12,9 @@ from usina.app.machines import LARGEST_PRIORITY, check_device
 from usina.core.capacity import DeviceRequest
 from usina.core.errors import Invalid
 from usina.core.machine import Restart
+from usina.core.mounts import check_mounts
 from usina.core.names import check_labels, check_name, check_range, check_ref
-from usina.core.task import Dependency, File, Health, Network
+from usina.core.task import Dependency, File, Health, Mount, Network
 from usina.core.units import KiB, MiB, TiB
 from usina.ports.driver import DriverPlugin
 
@@ -41,6 +42,7 @@ class TaskOrder:
     secrets: Mapping[str, str] = field(default_factory=dict)
     files: tuple[File, ...] = ()
     workdir: str = ""
+    volumes: tuple[Mount, ...] = ()  # by name or id
     outputs: tuple[str, ...] = ()
     ports: tuple[int, ...] = ()
     network: str = Network.NONE.value  # or the name or id of a network of the project
@@ -81,6 +83,7 @@ def check_order(order: TaskOrder, plugins: Mapping[str, DriverPlugin]) -> Driver
     check_labels(order.labels)
     _check_network(order, plugins[order.on])
     _check_machine(order, plugins[order.on])
+    _check_volumes(order, plugins[order.on])
     for number, device in enumerate(order.devices):
         check_device(device, f"devices[{number}]")
     if order.indices and order.replicas > 1:
@@ -121,6 +124,14 @@ def _check_machine(order: TaskOrder, plugin: DriverPlugin) -> None:
             raise Invalid(f"{name}: a task in a machine has what the machine has", field=name)
     if order.replicas > 1:
         raise Invalid("replicas: a gang cannot be run in one machine; order an array", field="replicas")
+
+
+def _check_volumes(order: TaskOrder, plugin: DriverPlugin) -> None:
+    for number, mount in enumerate(order.volumes):
+        check_ref(mount.volume, f"volumes[{number}].volume")
+    if order.volumes and not plugin.volumes:
+        raise Invalid(f"volumes: tasks on {order.on} have no volumes", field="volumes")
+    check_mounts(order.volumes, order.workdir, order.files)
 
 
 def _check_words(order: TaskOrder) -> None:

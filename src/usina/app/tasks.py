@@ -14,12 +14,13 @@ from usina.app.machine_parts import AddressTaken, check_needs
 from usina.app.task_machines import machine_for
 from usina.app.task_networks import connected, reconnected
 from usina.app.task_orders import TaskOrder, check_order, network_of
+from usina.app.task_volumes import hold, hold_again, volumes_for
 from usina.core.errors import Conflict, Forbidden, NotFound
 from usina.core.grant import Grant
 from usina.core.names import check_range
 from usina.core.quota import amounts_placed, excess
 from usina.core.resource import Kind, Resource
-from usina.core.task import Dependency, Fulfils, Network, TaskSpec, TaskStatus
+from usina.core.task import Dependency, Fulfils, Mount, Network, TaskSpec, TaskStatus
 from usina.core.task_decide import OVER, Task, needs_of
 from usina.core.tenancy import Action, Project, Scope
 from usina.ports.driver import DriverPlugin
@@ -40,10 +41,11 @@ async def create(context: Context, order: TaskOrder) -> Task:
     earlier = await context.repeated(order)
     if earlier is not None:
         return earlier[0]
+    mounts, home = await volumes_for(context, project, order)
     for attempt in range(8):
         work = context.work()
-        task = await _ordered(context, work, project, order, plugin, grant)
-        await _check_possible(context, task, native)
+        task = await _ordered(context, work, project, order, plugin, mounts, grant)
+        await _check_possible(context, task, native, home)
         parts = [] if native else _parts(context, task)
         if network_of(order) is Network.PROJECT:
             task, parts = await connected(context, work, project, grant, order, task, parts)
@@ -72,10 +74,11 @@ def _stacks(context: Context) -> dict[str, DriverPlugin]:
     return {plugin.stack: plugin for plugin in context.house.plugins.values() if plugin.tasks is not None}
 
 
-async def _check_possible(context: Context, task: Task, native: bool) -> None:
-    """Refuse now what could never be placed: for lack of a host, or by a quota."""
+async def _check_possible(context: Context, task: Task, native: bool, home: str | None) -> None:
+    """Refuse now what could never be placed: for lack of a host, or by a quota. `home`: the host of its volumes."""
     alone = task if native else replace(task, spec=replace(task.spec, replicas=1))
-    await check_needs(context, replace(needs_of(alone, context.now), begins=0.0, ends=float("inf")))
+    needs = needs_of(alone, context.now)
+    await check_needs(context, replace(needs, host=home or needs.host, begins=0.0, ends=float("inf")))
     for scope in (task.tenant, task.project):
         quota = await context.house.near.remembered(("quota", scope), partial(context.store.identity.quota, scope))
         if quota is not None:
@@ -91,11 +94,18 @@ async def _check_possible(context: Context, task: Task, native: bool) -> None:
 
 
 async def _ordered(
-    context: Context, work: Work, project: Project, order: TaskOrder, plugin: DriverPlugin, grant: Grant
+    context: Context,
+    work: Work,
+    project: Project,
+    order: TaskOrder,
+    plugin: DriverPlugin,
+    mounts: tuple[Mount, ...],
+    grant: Grant,
 ) -> Task:
     """The task as ordered; everything that must be written for it goes into `work`."""
     id = context.house.ids.new(Kind.TASK.value)
     await _use_files(context, work, project, order, id, grant)
+    hold(work, mounts, id, grant)
     after = await _dependencies(context, work, project, order.after, id, grant)
     spec = TaskSpec(
         on=order.on,
@@ -106,6 +116,7 @@ async def _ordered(
         secrets={name: context.house.vault.seal(value, id) for name, value in order.secrets.items()},
         files=order.files,
         workdir=order.workdir,
+        volumes=mounts,
         outputs=order.outputs,
         ports=order.ports,
         network=network_of(order),
@@ -233,6 +244,7 @@ async def rerun(context: Context, ref: str, project: str | None = None, if_match
     for attempt in range(8):
         work = context.work()
         spec = replace(task.spec, stopped=False, reruns=task.spec.reruns + 1)
+        await hold_again(context, work, task, grant)
         changed: Task = task.wishing(await reconnected(context, work, grant, task, spec), context.now)
         work.wish(changed, grant)
         context.tell(work, changed, "changed", f"asked to run again, by {context.actor.name}")

@@ -60,6 +60,10 @@ def run(
         Path | None, typer.Option("--package", help="Folder to take along; else this one.", metavar="DIR")
     ] = None,
     bare: Annotated[bool, typer.Option("--bare", help="Take no folder along.")] = False,
+    volume: Annotated[
+        Many,
+        typer.Option("--volume", "-v", help="NAME:PATH or NAME:PATH:ro, a folder volume; repeat it.", metavar="VOLUME"),
+    ] = None,
     output: Annotated[
         Many, typer.Option("--keep", "-k", help="Pattern of files to keep when it has ended; repeat it.")
     ] = None,
@@ -100,6 +104,7 @@ def run(
       usina run --replicas 4 --network train --security-group mesh -- python train.py
       usina run --on container --image docker.io/library/python:3.12 -- python -V
       usina run --machine box -- nvidia-smi
+      usina run --volume data:/data --volume models:models:ro -- python train.py
       usina run --detach --keep 'results/*' -- make all
     """
     if not command and not image and archive is None:
@@ -118,6 +123,7 @@ def run(
         "image": image,
         "environment": task_words.variables(env or ()),
         "secrets": task_words.secrets(secret or ()),
+        "volumes": task_words.volumes(volume or ()),
         "outputs": list(output or ()),
         "ports": list(port or ()),
         "network": network,

@@ -89,6 +89,10 @@ def _network(spec: dict[str, Any]) -> str:
     return f"{card['address']}  {card['network']}".strip()
 
 
+def _mount(mount: dict[str, Any]) -> str:
+    return f"{mount['path']}  {mount['volume']}" + ("  read-only" if mount["read_only"] else "")
+
+
 def _rows(task: Resource) -> list[tuple[str, Cell]]:
     spec, status = task.spec, task.status
     many = f"array of {len(spec['indices'])}" if spec["indices"] else ""
@@ -105,6 +109,7 @@ def _rows(task: Resource) -> list[tuple[str, Cell]]:
         ("parts", many),
         ("time limit", f"{spec['time_limit']:g} s" if spec["time_limit"] else ""),
         ("network", _network(spec)),
+        ("volumes", "\n".join(_mount(mount) for mount in spec.get("volumes", ()))),
         ("job", status.get("job", "")),
         ("nodes", ", ".join(status.get("nodes", ()))),
         ("expected", _when(status.get("estimate"))),
@@ -378,6 +383,10 @@ def shell(
     image: Annotated[str, typer.Option(help="Container image.", metavar="IMAGE")] = "",
     machine: Annotated[str | None, typer.Option("--machine", help="Machine to run in.", metavar="NAME")] = None,
     partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
+    volume: Annotated[
+        list[str] | None,
+        typer.Option("--volume", "-v", help="NAME:PATH or NAME:PATH:ro, a folder volume; repeat it.", metavar="VOLUME"),
+    ] = None,
     network: Annotated[
         str, typer.Option(help="What it reaches: none, outbound, host, or a network of the project by name.")
     ] = "none",
@@ -392,6 +401,7 @@ def shell(
       usina shell --gpus 1
       usina shell --on slurm --partition gpu --gpus h100:1 --time 2h
       usina shell --on container --image docker.io/library/python:3.12
+      usina shell --volume data:/data
     """
     wishes: dict[str, Any] = {
         "on": on or ("machine" if machine else "local"),
@@ -403,6 +413,7 @@ def shell(
         "time_limit": task_words.seconds(time_limit),
         "idle_limit": task_words.seconds(idle, "idle"),
         "image": image,
+        "volumes": task_words.volumes(volume or ()),
         "network": network,
         "dialect": task_words.dialect((), partition=partition),
     }

@@ -82,6 +82,20 @@ def variables(texts: Iterable[str], option: str = "env") -> dict[str, str]:
     return found
 
 
+def volumes(texts: Iterable[str]) -> list[dict[str, Any]]:
+    """``NAME:PATH``, with ``:ro`` where nothing is to be written."""
+    found = []
+    for text in texts:
+        name, _, path = text.partition(":")
+        read_only = path.endswith(":ro")
+        if read_only or path.endswith(":rw"):
+            path = path[:-3]
+        if not name or not path:
+            raise Invalid(f"volume: {text!r} is not like data:/data or data:/data:ro", field="volume")
+        found.append({"volume": name, "path": path, "read_only": read_only})
+    return found
+
+
 def secrets(texts: Iterable[str]) -> dict[str, str]:
     """``NAME`` for what it is here, or ``NAME=@FILE``; a value itself would show in the list of processes."""
     found: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Volumes: disks that outlive machines."""
+"""Volumes: disks that outlive machines, and folders that outlive tasks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from usina.client import Resource
 from usina.core.units import parse_size
 
 app = options.noun(
-    "Volumes: disks that outlive the machines they are attached to.",
+    "Volumes: disks that outlive the machines they are attached to, and folders for tasks.",
     "usina volume create data 100GiB",
     "usina volume attach data hello",
+    "usina volume create results 10GiB --folder",
 )
 
 Size = Annotated[str, typer.Argument(help="Its size, such as 100GiB.", metavar="SIZE", show_default=False)]
@@ -24,6 +25,7 @@ Size = Annotated[str, typer.Argument(help="Its size, such as 100GiB.", metavar="
 _COLUMNS: screen.Columns[Resource] = [
     ("name", lambda v: v.name),
     ("phase", lambda v: screen.phase(v.phase)),
+    ("form", lambda v: v.spec.get("form", "disk")),
     ("size", lambda v: screen.size(v.spec["size"])),
     ("host", lambda v: v.host or "–"),
     ("age", lambda v: screen.age(v.created_at)),
@@ -40,6 +42,7 @@ def _rows(volume: Resource) -> list[tuple[str, Cell]]:
 def create(
     name: NewName,
     size: Size,
+    folder: Annotated[bool, typer.Option("--folder", help="Files for tasks, instead of a disk for a machine.")] = False,
     host: Annotated[str | None, typer.Option(help="The host, for operators.")] = None,
     label: Labels = None,
     project: Project = None,
@@ -51,9 +54,17 @@ def create(
 
     Examples:
       usina volume create data 100GiB
+      usina volume create results 10GiB --folder
+      usina run --volume results:/results -- python train.py
     """
     with door.client(project) as site:
-        ordered = site.volumes.create(name, parse_size(size), host=host, labels=short_forms.labels(label or ()))
+        ordered = site.volumes.create(
+            name,
+            parse_size(size),
+            host=host,
+            form="folder" if folder else None,
+            labels=short_forms.labels(label or ()),
+        )
         volume = progress.settle(site, ordered, wait, timeout)
     screen.show_one(volume, _rows(volume), output)
 
@@ -89,7 +100,7 @@ def show(volume: VolumeName, project: Project = None, output: Out = Output.TABLE
 def grow(
     volume: VolumeName, size: Size, project: Project = None, wait: Wait = True, timeout: Timeout = PATIENCE
 ) -> None:
-    """Make a volume larger. The file system on it is the guest's to grow.
+    """Make a volume larger. The file system on a disk is the guest's to grow.
 
     Examples:
       usina volume grow data 200GiB
@@ -131,7 +142,7 @@ def detach(
 def delete(
     volume: VolumeName, project: Project = None, yes: Yes = False, wait: Wait = True, timeout: Timeout = PATIENCE
 ) -> None:
-    """Delete a volume and what is on it. Refused while it is attached.
+    """Delete a volume and what is on it. Refused while it is attached, or tasks use it.
 
     Examples:
       usina volume delete data

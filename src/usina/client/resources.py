@@ -208,10 +208,12 @@ class Volumes(Collection):
         size: int,
         *,
         host: str | None = None,
+        form: str | None = None,
         labels: Mapping[str, str] | None = None,
         project: str | None = None,
     ) -> Resource:
-        return self._create(given(name=name, size=size, host=host, labels=labels), project)
+        """`form`: disk (a block device for one machine, the default) or folder (files, for tasks)."""
+        return self._create(given(name=name, size=size, host=host, form=form, labels=labels), project)
 
     def grow(self, ref: str, size: int, project: str | None = None, if_match: int | None = None) -> Resource:
         return self._one("PATCH", ref, project, body={"size": size}, if_match=if_match)

@@ -103,6 +103,8 @@ FOR_MACHINES = "vfio"
 """The trait of a device that is set aside for machines."""
 MACHINES = "machine"
 """The trait of a provider that machines can be made on."""
+FOLDERS = "task:volumes"
+"""The trait of a provider that has volumes for its tasks."""
 QUEUE = "queue"
 """The trait of a provider that has a queue of its own: what it has is never too full to be asked for."""
 

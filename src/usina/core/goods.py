@@ -10,17 +10,25 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from usina.core.capacity import MACHINES, Claim, Needs
+from usina.core.capacity import FOLDERS, MACHINES, Claim, Needs
 from usina.core.lifecycle import Apply, Decision, Forget, Place, Remove
 from usina.core.machine import ImageFiles, Rule
 from usina.core.resource import Kind, Phase, Resource
 from usina.core.units import Instant
 
 
+class Form(StrEnum):
+    """What a volume is to those that use it."""
+
+    DISK = "disk"  # a block device, for one machine
+    FOLDER = "folder"  # files, for many tasks of its project at a time
+
+
 @dataclass(frozen=True, slots=True)
 class VolumeSpec:
     size: int
     host: str | None = None
+    form: Form = Form.DISK
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +108,7 @@ def volume_needs(volume: Volume) -> Needs:
         disk=volume.spec.size,
         host=volume.spec.host,
         tenant=volume.tenant,
-        traits=frozenset({MACHINES}),
+        traits=frozenset({MACHINES if volume.spec.form is Form.DISK else FOLDERS}),
     )
 
 

@@ -126,6 +126,7 @@ class PlaceTogether(Step):
     """Claim capacity for all parts of a gang, or for none."""
 
     parts: tuple[str, ...]
+    host: str | None = None  # the only one on which they may be
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,15 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
+class Mount:
+    """A volume of its project, seen at a path while a task runs."""
+
+    volume: str  # id
+    path: str  # absolute; below `WORK` it lies over the working directory
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """Asked again and again while a task runs: a command that exits 0, a port that answers, or a page that is found."""
 
@@ -85,6 +94,7 @@ class TaskSpec:
     secrets: Mapping[str, str] = field(default_factory=dict)  # name -> sealed value; in the environment when it runs
     files: tuple[File, ...] = ()
     workdir: str = ""
+    volumes: tuple[Mount, ...] = ()
     outputs: tuple[str, ...] = ()  # patterns in the working directory, kept as artifacts when it has ended
     ports: tuple[int, ...] = ()
     network: Network = Network.NONE
@@ -228,6 +238,13 @@ class FilePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class MountPlan:
+    volume: str  # its handle on its host
+    path: str  # as `Mount.path`
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class GivenDevice:
     """A device, or a part of one, that a run may see; `part` is its name in the claim (see `core.capacity.Part`)."""
 
@@ -259,6 +276,7 @@ class TaskPlan:
     secret: frozenset[str] = frozenset()  # names in `environment` whose values must never be shown
     files: tuple[FilePlan, ...] = ()
     workdir: str = ""
+    volumes: tuple[MountPlan, ...] = ()
     ports: tuple[int, ...] = ()
     network: Network = Network.NONE
     card: Card | None = None  # where the network is one of its project
@@ -278,6 +296,9 @@ class TaskPlan:
     inside: Inside | None = None  # on the stack of machines
     dialect: Mapping[str, str] = field(default_factory=dict)
 
+
+WORK = "/work"
+"""Where tasks see their working directory, on stacks that have volumes."""
 
 LAUNCH_PORT = "29500"
 """Where launchers of PyTorch and its like meet, unless they are told otherwise."""

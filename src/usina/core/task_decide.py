@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from usina.core.capacity import GIVEN, Claim, DeviceRequest, Gang, Needs, runs
+from usina.core.capacity import FOLDERS, GIVEN, Claim, DeviceRequest, Gang, Needs, runs
 from usina.core.lifecycle import (
     Admit,
     Again,
@@ -95,6 +95,8 @@ def needs_of(task: Task, now: Instant) -> Needs:
     traits = {runs(spec.on), *spec.traits}
     if spec.network is not Network.NONE:
         traits.add(_REACHES[spec.network])
+    if spec.volumes:
+        traits.add(FOLDERS)
     if spec.machine:  # which has claimed what its tasks use
         units, traits = 0, {runs(spec.on)}
     return Needs(
@@ -112,12 +114,13 @@ def needs_of(task: Task, now: Instant) -> Needs:
     )
 
 
-def gang_of(task: Task, now: Instant) -> Gang:
-    """The parts of a gang, as placement takes them. A network of a project is one on each host: on it, a gang stays
-    together."""
+def gang_of(task: Task, now: Instant, host: str | None = None) -> Gang:
+    """The parts of a gang, as placement takes them, on `host` if that is given. A network of a project is one on each
+    host: on it, a gang stays together."""
     alone = replace(task, spec=replace(task.spec, replicas=1))
     arrange = "same" if task.spec.network is Network.PROJECT else "pack"
-    return Gang(needs_of(alone, now), task.spec.replicas, arrange=arrange)
+    needs = needs_of(alone, now)
+    return Gang(replace(needs, host=host or needs.host), task.spec.replicas, arrange=arrange)
 
 
 def _times(request: DeviceRequest, units: int) -> DeviceRequest:
@@ -189,7 +192,7 @@ def _unplaced(task: Task, view: View, now: Instant) -> Decision:
 
 
 def _patience(waited: float) -> float:
-    """Seconds until it looks again: a machine that was ordered just now is soon there."""
+    """Seconds until it looks again: a machine or volume that was ordered just now is soon there."""
     return min(15.0, max(1.0, waited / 20))
 
 
@@ -315,9 +318,10 @@ def _whole(task: Task, parts: Sequence[Part], gate: Gate, now: Instant) -> Decis
     if gate.hopeless and not task.status.admitted:
         return Decision(Phase.STOPPING, steps=(EndParts(left),))
     if gate.waits_for and not task.status.admitted:
-        return Decision(Phase.PENDING, answers=(Answer("Started", False, "waiting", gate.waits_for),))
+        due = now + _patience(now - task.created_at) if gate.unheard else None
+        return Decision(Phase.PENDING, due=due, answers=(Answer("Started", False, "waiting", gate.waits_for),))
     if gang and not all(part.placed or part.over for part in parts):
-        return Decision(task.phase, steps=(PlaceTogether(tuple(part.id for part in parts)),))
+        return Decision(task.phase, steps=(PlaceTogether(tuple(part.id for part in parts), gate.host),))
     return _turns(task, parts, now)
 
 

@@ -90,6 +90,17 @@ class Fleet:
         """The open driver that runs tasks of a stack on a host. Raises `HostUnreachable`."""
         return (await self._post(host, stack)).driver  # type: ignore[return-value]  # by its key
 
+    async def shelf(self, host: str) -> TaskDriver:
+        """An open driver that keeps the volumes of tasks on a host; all that do so have the same ones. Raises
+        `HostUnreachable`."""
+        stacks = sorted(plugin.stack for plugin in self._plugins.values() if plugin.volumes)
+        if not any((host, stack) in self._posts for stack in stacks):
+            await self.refresh()
+        for stack in stacks:
+            if (host, stack) in self._posts:
+                return await self.tasks(host, stack)
+        raise HostUnreachable("the host does not offer volumes for tasks any more")
+
     async def _post(self, host: str, stack: str) -> _Post:
         post = self._posts.get((host, stack))
         if post is None:

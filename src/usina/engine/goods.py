@@ -15,6 +15,8 @@ from usina.core.units import Instant
 from usina.engine.fleet import Fleet
 from usina.engine.hand import Held, Report
 from usina.engine.plans import Plans
+from usina.ports.driver import Driver
+from usina.ports.tasks import TaskDriver
 from usina.store.store import Store
 from usina.store.work import Work
 
@@ -39,6 +41,9 @@ class GoodsHand:
     def placing(self, resource: AnyResource) -> Any:
         return resource.status
 
+    def settled(self, resource: AnyResource, work: Work, lease: Lease) -> None:
+        """They give nothing up by it."""
+
     def leave(self, resource: AnyResource, work: Work, lease: Lease) -> None:
         """They keep nothing besides their rows."""
 
@@ -62,13 +67,18 @@ class GoodsHand:
 class VolumeHand(GoodsHand):
     async def apply(self, volume: goods.Volume, held: Held, report: Report) -> None:
         if held.claim:
-            driver = await self._fleet.driver(held.claim.provider)
+            driver = await self._keeper(volume, held.claim.provider)
             await driver.ensure_volume(VolumePlan(volume.id, volume.spec.size))
 
     async def remove(self, volume: goods.Volume, held: Held) -> None:
         if held.claim:
-            driver = await self._fleet.driver(held.claim.provider)
+            driver = await self._keeper(volume, held.claim.provider)
             await driver.remove_volume(volume.id)
+
+    async def _keeper(self, volume: goods.Volume, host: str) -> Driver | TaskDriver:
+        """Disks are with the driver that makes machines, folders with one that runs tasks."""
+        folder = volume.spec.form is goods.Form.FOLDER
+        return await self._fleet.shelf(host) if folder else await self._fleet.driver(host)
 
 
 class NetworkHand(GoodsHand):

@@ -55,6 +55,10 @@ class Hand(Protocol):
         """The status to record after a last look."""
         ...
 
+    def settled(self, resource: AnyResource, work: Work, lease: Lease) -> None:
+        """What else belongs into the commit that records that it is as it was wished."""
+        ...
+
     def leave(self, resource: AnyResource, work: Work, lease: Lease) -> None:
         """What else is forgotten, or told, in the commit that forgets the resource."""
         ...

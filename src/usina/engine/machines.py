@@ -60,6 +60,9 @@ class MachineHand:
         status: MachineStatus = machine.status
         return status
 
+    def settled(self, machine: Machine, work: Work, lease: Lease) -> None:
+        """What it gave up is free by its generation; nothing else is."""
+
     def leave(self, machine: Machine, work: Work, lease: Lease) -> None:
         """A machine keeps nothing besides its row."""
 

@@ -287,7 +287,7 @@ class Reconciler:
             raise Stale("a part is gone")
         fault("before:PlaceTogether")
         begun = [replace(parts[id], status=task_decide.begun(parts[id])) for id in step.parts]
-        gang = task_decide.gang_of(job.resource, self._now())
+        gang = task_decide.gang_of(job.resource, self._now(), step.host)
         presences = self._hands[job.resource.kind].presences(job.resource)
         answer = await self._placer.claim_together(job.resource, begun, gang, presences, job.lease)
         fault("after:PlaceTogether")
@@ -364,6 +364,8 @@ class Reconciler:
             updated_at=now,
         )
         work.observe(job.resource, job.lease, due=decision.due)
+        if decision.settled:
+            self._hands[resource.kind].settled(job.resource, work, job.lease)
         if decision.settled and resource.observed != resource.generation > 1:
             work.free_given_up(resource.id, resource.generation, job.lease)
         if decision.phase is not job.before:
@@ -465,6 +467,6 @@ class Reconciler:
 
 def _told(step: Step) -> str:
     """A step in the words of a story: ``Start``, ``AttachVolume vol-…``."""
-    values = [getattr(step, name) for name in step.__dataclass_fields__ if name not in ("grace", "token")]
+    values = [getattr(step, name) for name in step.__dataclass_fields__ if name not in ("grace", "token", "host")]
     told = [f"{len(value)} parts" if isinstance(value, tuple) else str(value) for value in values]
     return " ".join([type(step).__name__, *told])

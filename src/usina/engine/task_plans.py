@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from usina.core.capacity import Claim, DeviceKind
 from usina.core.errors import NotFound, UsinaError
 from usina.core.machine import Card
-from usina.core.task import FilePlan, GivenDevice, TaskPlan, TaskSpec, handle_of
+from usina.core.task import FilePlan, GivenDevice, MountPlan, TaskPlan, TaskSpec, handle_of
 from usina.core.task_decide import Task
 from usina.engine.plans import Plans
 from usina.engine.task_machines import inside_of
@@ -45,6 +45,7 @@ class TaskPlans:
             secret=frozenset(secrets),
             files=files,
             workdir=spec.workdir,
+            volumes=tuple(MountPlan(mount.volume, mount.path, mount.read_only) for mount in spec.volumes),
             ports=spec.ports,
             network=spec.network,
             card=await self._card(task),

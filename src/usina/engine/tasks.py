@@ -26,6 +26,7 @@ from usina.engine.hand import Held, Report
 from usina.engine.probe import is_well
 from usina.engine.task_machines import gate_of_machine
 from usina.engine.task_plans import TaskPlans
+from usina.engine.task_volumes import gate_of_volumes
 from usina.ports.blobs import Blobs
 from usina.ports.driver import DriverError, HostUnreachable
 from usina.ports.tasks import TaskDriver
@@ -69,7 +70,7 @@ class TaskHand:
     async def look(self, task: Task, held: Held) -> View:
         if self._is_whole(task):
             parts = await self._store.tasks.parts(task.id)
-            return View(parts=parts, gate=Gate() if task.status.admitted else await self._gate(task))
+            return View(parts=parts, gate=Gate() if task.status.admitted else await self._gate_of_whole(task))
         if held.claim is None:
             view = _in_its_whole(task, held)
             anew = task.status.run == 0 or task.spec.reruns > task.status.reruns
@@ -77,6 +78,8 @@ class TaskHand:
                 view = replace(view, gate=await self._gate(task))
             if task.spec.machine and anew and not view.gate.holds:
                 view = replace(view, gate=await gate_of_machine(self._store, task))
+            if task.spec.volumes and anew and not view.gate.holds:
+                view = replace(view, gate=await gate_of_volumes(self._store, task))
             return view
         driver = await self._fleet.tasks(held.claim.provider, task.spec.on)
         handle = handle_of(task.id, task.status.run)
@@ -99,6 +102,10 @@ class TaskHand:
     def _is_whole(self, task: Task) -> bool:
         many = bool(task.spec.indices) or task.spec.replicas > 1
         return many and not task.spec.parent and not self._native.get(task.spec.on, False)
+
+    async def _gate_of_whole(self, task: Task) -> Gate:
+        gate = await self._gate(task)
+        return await gate_of_volumes(self._store, task) if task.spec.volumes and not gate.holds else gate
 
     async def _gate(self, task: Task) -> Gate:
         """What it waits for in others."""
@@ -222,6 +229,7 @@ class TaskHand:
             writers.keep_sample(work, task.id, status.run, end.usage)
         if task.spec.interface is not None:
             writers.free_interface(work, task.id, task.name, task.spec.interface, lease)
+        self._let_go(task, work, lease)
         self._tell_others(task, work, _patience(held.whole))
         return status
 
@@ -309,6 +317,18 @@ class TaskHand:
             self._fleet.saw(host, handle, Absent(), task.spec.on)
         except Exception as error:
             log.info("run is cleared later", handle=handle, error=str(error))
+
+    def settled(self, task: Task, work: Work, lease: Lease) -> None:
+        """Also the end of one that never began, and of an array or gang."""
+        if task.phase in OVER:
+            self._let_go(task, work, lease)
+
+    @staticmethod
+    def _let_go(task: Task, work: Work, lease: Lease) -> None:
+        """It needs its volumes no more; those of a part are held by its whole."""
+        if task.spec.volumes and not task.spec.parent:
+            volumes = [mount.volume for mount in task.spec.volumes]
+            writers.let_go_of_volumes(work, task.id, task.generation, volumes, lease)
 
     def leave(self, task: Task, work: Work, lease: Lease) -> None:
         writers.forget(work, task.id, lease)

@@ -215,6 +215,7 @@ class DriverPlugin:
     people: bool = False  # tasks run as the member's own Unix identity there
     inside: bool = False  # tasks name a machine to run in, which another driver of the same host makes
     networks: bool = False  # tasks can be on networks of their projects, where the host's machines' driver helps
+    volumes: bool = False  # tasks can be given volumes, where the host has the trait ``task:volumes``
     parts: Callable[[HostSettings], Awaitable[list[Part]]] | None = None  # providers behind one connection
     here: Callable[[], Mapping[str, Any]] | None = None  # options to try it with on this machine when a site is founded
     routes: frozenset[str] = frozenset()  # words of its dialect that choose a provider, by the trait ``word:value``

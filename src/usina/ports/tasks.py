@@ -8,6 +8,7 @@ Contract (held by `usina.testing.task_contract`):
 - What runs goes on, and what it says is kept, while no control plane is there. A time limit holds all the same.
 - A run that has ended stays `Ended`, with its log and its files, until `remove`, which leaves nothing behind.
 - A stack that does not answer is `Unreachable` from `observe`, and raises `HostUnreachable` from everything else.
+- Volumes are a host's, not a driver's: those that one of its drivers makes, all of them give to their runs.
 - Nothing here knows tenants, quotas or the database.
 """
 
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from usina.core.capacity import Finding, Inventory
+from usina.core.machine import VolumePlan
 from usina.core.task import Sight, TaskPlan, Usage
 
 Progress = Callable[[float, str], Awaitable[None]]
@@ -102,6 +104,18 @@ class TaskDriver(Protocol):
         """Handles of which something is there, though no run is: starts that were cut short. `remove` clears them."""
         ...
 
+    # --- volumes, on hosts with the trait ``task:volumes``; elsewhere, both raise a lasting `DriverError`
+    async def ensure_volume(self, plan: VolumePlan) -> None:
+        """Make a volume of files, whose size is a hard limit, or grow it to ``plan.size``; never shrinks. Runs that
+        name it in `TaskPlan.volumes` see its files, own what other runs made on it, and keep it to their end. Raises
+        `DriverError` where it would have to grow while a run has it."""
+        ...
+
+    async def remove_volume(self, handle: str) -> None:
+        """Remove a volume and what is on it. Raises `DriverError` while a run has it."""
+        ...
+
+    # --- what it says and makes
     async def log(self, handle: str, after: int, limit: int) -> LogPiece:
         """At most about `limit` bytes of the log past position `after`; no data where there is nothing new."""
         ...

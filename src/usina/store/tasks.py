@@ -194,6 +194,11 @@ _USE_BLOB = insert(reservations).from_select(
         exists().where(blobs.c.project == _b("b_project"), blobs.c.digest == _b("b_digest")).correlate(None)
     ),
 )
+_LET_GO = delete(reservations).where(
+    reservations.c.scope == _b("b_scope"),
+    reservations.c.owner == _b("b_owner"),
+    exists().where(resources.c.id == _b("b_owner"), resources.c.generation == _b("b_generation")).correlate(None),
+)
 _MAP = insert(identities).inline()
 _UNMAP = delete(identities).where(identities.c.realm == _b("b_realm"), identities.c.member == _b("b_member"))
 
@@ -251,6 +256,13 @@ def free_interface(work: Work, task: str, name: str, card: Interface, proof: Pro
     work.release(f"dns:{card.network}", name, task, proof)
     for group in card.security_groups:
         work.release(f"use:{group}", f"{task}/{card.mac}", task, proof)
+
+
+def let_go_of_volumes(work: Work, task: str, generation: int, volumes: Sequence[str], proof: Proof) -> None:
+    """A task that is over needs its volumes no more, unless it is wished to run again already."""
+    for volume in dict.fromkeys(volumes):
+        values = {"b_scope": f"use:{volume}", "b_owner": task, "b_generation": generation}
+        work.write(FREE, _LET_GO, values)
 
 
 def own_blob(work: Work, project: str, digest: str, size: int, at: Instant, proof: Proof) -> None:

@@ -20,9 +20,10 @@ from typing import Any
 
 import pytest
 
+from usina.core.capacity import FOLDERS
 from usina.core.ids import Ids
-from usina.core.machine import Absent, Card, InterfacePlan, NetworkPlan
-from usina.core.task import End, Ended, FilePlan, Network, Queued, Running, Sight, TaskPlan, handle_of
+from usina.core.machine import Absent, Card, InterfacePlan, NetworkPlan, VolumePlan
+from usina.core.task import End, Ended, FilePlan, MountPlan, Network, Queued, Running, Sight, TaskPlan, handle_of
 from usina.core.units import MiB
 from usina.ports.driver import DriverError, HostUnreachable
 from usina.ports.tasks import TaskDriver
@@ -524,6 +525,22 @@ class TaskDriverContract:
             assert (end.how, end.code) == (End.EXITED, 0)
             texts = {text.rpartition("] ")[2] for text in await said(stack, run.handle, "o")}
             assert texts == {"rank 0 of 2", "rank 1 of 2"}
+
+    # --- volumes, where the stack has none; the others keep `task_volumes`
+
+    async def test_volumes_are_refused_where_there_are_none(self, stack: TaskDriver, make: Make) -> None:
+        if FOLDERS in (await stack.inventory()).traits:
+            return
+        plan = make(volumes=(MountPlan("vol-none", "/data"),))
+        for deed in (
+            stack.ensure_volume(VolumePlan("vol-none", 64 * MiB)),
+            stack.remove_volume("vol-none"),
+            stack.start(plan, silent),
+        ):
+            with pytest.raises(DriverError) as failure:
+                await deed
+            assert failure.value.lasting and "volume" in failure.value.public
+        assert await stack.observe(plan.handle) == Absent()
 
     # --- what is offered
 

@@ -70,5 +70,6 @@ PLUGIN = DriverPlugin(
     tasks=FakeTasks,
     stack=STACK,
     networks=True,
+    volumes=True,
     diagnose=diagnose,
 )

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import msgspec
 
-from usina.core.capacity import Finding, Inventory, runs
-from usina.core.machine import Absent, Card, Unreachable
+from usina.core.capacity import FOLDERS, Finding, Inventory, runs
+from usina.core.machine import Absent, Card, Unreachable, VolumePlan
 from usina.core.task import End, Ended, Running, Sight, TaskPlan, Usage, secret_values
 from usina.drivers.fake.hardware import inventory
 from usina.drivers.fake.world import World
@@ -78,6 +78,9 @@ class FakeTasks:
             return
         if plan.command[:1] == ("refuse",):
             raise DriverError("the pretended stack refuses it", lasting=True)
+        for mount in plan.volumes:
+            if self._world.read("volumes", mount.volume) is None:
+                raise DriverError(f"volume {mount.volume} is not on this host", lasting=True)
         if plan.card is not None:
             await self._beside().plug(plan.handle, plan.handle, plan.card)
         run = _pretend(plan)
@@ -103,6 +106,15 @@ class FakeTasks:
 
     async def leftovers(self) -> Sequence[str]:
         return ()
+
+    async def ensure_volume(self, plan: VolumePlan) -> None:
+        self._reach()
+        size = int(self._world.read("volumes", plan.handle) or 0)
+        self._world.note("volumes", plan.handle, str(max(size, plan.size)))
+
+    async def remove_volume(self, handle: str) -> None:
+        self._reach()
+        self._world.drop("volumes", handle)
 
     def _beside(self) -> Beside:
         if self._settings.beside is None:
@@ -167,7 +179,7 @@ class FakeTasks:
 
 
 def _with_stack(found: Inventory) -> Inventory:
-    return Inventory(found.nodes, found.disk, found.devices, found.traits | {runs(STACK)}, found.facts)
+    return Inventory(found.nodes, found.disk, found.devices, found.traits | {runs(STACK), FOLDERS}, found.facts)
 
 
 def _sight(run: Run) -> Sight:

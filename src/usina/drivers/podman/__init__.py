@@ -17,5 +17,6 @@ PLUGIN = DriverPlugin(
     tasks=PodmanDriver,
     stack=STACK,
     networks=True,
+    volumes=True,
     here=dict,
 )

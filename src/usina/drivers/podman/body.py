@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from usina.core.capacity import DeviceKind, Part
-from usina.core.task import Network, TaskPlan
+from usina.core.task import MountPlan, Network, TaskPlan
 from usina.drivers.podman.settings import Settings
 from usina.hardware import veth
 from usina.ports.driver import DriverError
@@ -21,8 +22,9 @@ def container(settings: Settings, handle: str) -> str:
     return f"usina-{settings.factory}-{handle}"
 
 
-def build(plan: TaskPlan, settings: Settings, image: str, *, root: bool) -> dict[str, Any]:
-    """Everything about the container. `root`: Podman runs as root, so that its users are mapped to ours."""
+def build(plan: TaskPlan, settings: Settings, image: str, volumes: Sequence[str], *, root: bool) -> dict[str, Any]:
+    """Everything about the container. `volumes`: where those of the plan are mounted. `root`: Podman runs as root, so
+    that its users are mapped to ours."""
     name = container(settings, plan.handle)
     body: dict[str, Any] = {
         "name": name,
@@ -32,6 +34,7 @@ def build(plan: TaskPlan, settings: Settings, image: str, *, root: bool) -> dict
         "hostname": veth.hostname(plan.card) if plan.card else plan.handle.replace(".", "-")[:63],
         "work_dir": plan.workdir if plan.workdir.startswith("/") else f"{WORK}/{plan.workdir}".rstrip("/"),
         "volumes": [{"Name": name, "Dest": WORK, "Options": ["U"]}],
+        "mounts": [_bound(mount, path) for mount, path in zip(plan.volumes, volumes, strict=True)],
         "no_new_privileges": True,
         "restart_policy": "no",
         "stop_timeout": math.ceil(plan.grace),
@@ -57,6 +60,11 @@ def build(plan: TaskPlan, settings: Settings, image: str, *, root: bool) -> dict
     if devices:
         body["cdi_devices"] = devices
     return body
+
+
+def _bound(mount: MountPlan, source: str) -> dict[str, Any]:
+    options = ["bind", "rprivate", "nosuid", "nodev", "ro" if mount.read_only else "rw"]
+    return {"type": "bind", "source": source, "destination": mount.path, "options": options}
 
 
 def _limits(plan: TaskPlan, settings: Settings) -> dict[str, Any]:

@@ -20,14 +20,16 @@ from pathlib import Path
 
 import msgspec
 
-from usina.core.capacity import Finding, Inventory, runs
-from usina.core.machine import Absent, Card, Unreachable
+from usina.core.capacity import FOLDERS, Finding, Inventory, runs
+from usina.core.machine import Absent, Card, Unreachable, VolumePlan
 from usina.core.task import End, Ended, FilePlan, Running, Sight, TaskPlan, Usage, secret_values
 from usina.drivers.podman import body, images, netns, outputs, service, settings, sights
 from usina.drivers.podman.api import Api, Missing
 from usina.drivers.podman.logs import Spool
+from usina.drivers.podman.mounts import Mounts, sees_ours
 from usina.drivers.podman.terminal import ExecTerminal
 from usina.hardware import devices, read_nodes, veth
+from usina.hardware.folders.shelf import Shelf
 from usina.ports.driver import DriverError, HostSettings, HostUnreachable
 from usina.ports.tasks import LogPiece, Progress, Terminal
 
@@ -50,6 +52,8 @@ class PodmanDriver:
     def __init__(self, host: HostSettings) -> None:
         self._settings = settings.read(host)
         self._settings.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._shelf = Shelf(host.state_dir)
+        self._mounts = Mounts(self._settings.folder / "mounts", self._shelf, self._settings.uids[0])
         self._cards = veth.Cards(self._settings.folder / "cards", host.factory, host.beside)
         self._api: Api | None = None
         self._finding = asyncio.Lock()
@@ -67,17 +71,30 @@ class PodmanDriver:
     # --- what there is
 
     async def inventory(self) -> Inventory:
-        found = await (await self._podman()).call("GET", "/info")
+        api = await self._podman()
+        found = await api.call("GET", "/info")
         disk = shutil.disk_usage(found["store"]["graphRoot"]).total
         traits = {runs(STACK), platform.machine()}
         traits |= {"task:outbound"} if shutil.which("slirp4netns") else set()
         traits |= {"task:host-network"} if self._settings.host_network else set()
+        trouble = await self._no_volumes(api)
+        traits |= {FOLDERS} if not trouble else set()
         host = found["host"]
         facts = {
             "podman": f"{found['version']['Version']} with {host['ociRuntime']['name']}",
             "containers": "rootless" if host["security"]["rootless"] else "users mapped to ours",
         }
+        facts["container_volumes"] = trouble or "folders"
         return Inventory(read_nodes(), disk, await asyncio.to_thread(devices), frozenset(traits), facts)
+
+    async def _no_volumes(self, api: Api) -> str:
+        """Why containers here can have no volumes; "" where they can."""
+        trouble = await self._shelf.trouble()
+        try:
+            apart = not trouble and not await asyncio.to_thread(sees_ours, api.socket)
+        except OSError as error:
+            return f"Podman's service: {error.strerror}"
+        return "Podman's service does not see what this machine mounts" if apart else trouble
 
     async def survey(self) -> Mapping[str, Sight]:
         api = await self._podman()
@@ -161,12 +178,17 @@ class PodmanDriver:
         try:
             image = await images.ensure(api, plan, self._settings, progress)
             root = os.geteuid() == 0
-            await api.call("POST", "/containers/create", body=body.build(plan, self._settings, image, root=root))
+            if plan.volumes and (trouble := await self._no_volumes(api)):
+                raise DriverError(f"containers here can have no volumes: {trouble}", lasting=True)
+            volumes = await self._mounts.make(plan.handle, plan.volumes)
+            wish = body.build(plan, self._settings, image, volumes, root=root)
+            await api.call("POST", "/containers/create", body=wish)
             for file in plan.files:
                 await self._put(api, plan, file)
             if plan.card is not None:
                 await self._plug(api, plan.handle, plan.card)
             await api.call("POST", f"/containers/{self._name(plan.handle)}/start", fine=(304,))
+            await self._mounts.drop(plan.handle)
         except HostUnreachable:
             raise
         except DriverError as error:
@@ -247,12 +269,25 @@ class PodmanDriver:
             await _patiently(api, "DELETE", f"/containers/{name}", {"force": True, "v": True, "timeout": 0})
         await _patiently(api, "DELETE", f"/volumes/{name}", {"force": True})
         await self._cards.drop(handle)
+        await self._mounts.drop(handle)
         self._spool(handle).drop()
         self._path(handle, "note").unlink(missing_ok=True)
 
     async def leftovers(self) -> Sequence[str]:
         known = await self.survey()
-        return [path.stem for path in self._settings.folder.glob("*.note") if path.stem not in known]
+        for handle in self._mounts.handles():
+            if handle in known and handle not in self._starting:  # it began just before we were killed
+                await self._mounts.drop(handle)
+        noted = [path.stem for path in self._settings.folder.glob("*.note")]
+        return [handle for handle in {*noted, *self._mounts.handles()} if handle not in known]
+
+    # --- volumes
+
+    async def ensure_volume(self, plan: VolumePlan) -> None:
+        await self._shelf.ensure(plan)
+
+    async def remove_volume(self, handle: str) -> None:
+        await self._shelf.remove(handle)
 
     # --- what it says, leaves and uses
 

@@ -17,5 +17,6 @@ PLUGIN = DriverPlugin(
     tasks=ProcessDriver,
     stack="local",
     networks=True,
+    volumes=True,
     here=dict,
 )

@@ -13,6 +13,7 @@ from typing import Any, Final
 from usina.drivers.process.driver import network_program
 from usina.drivers.process.warden import groups, seccomp
 from usina.drivers.process.warden.spawn import Sandboxes, release, words
+from usina.hardware.folders import mounts
 from usina.ports.driver import Check
 
 _PATIENCE: Final = 10.0  # seconds
@@ -21,7 +22,7 @@ _UNKNOWN: Final = 65_530  # a user that nobody is
 
 async def diagnose() -> list[Check]:
     """One line for each thing, with the command that mends it."""
-    return await asyncio.to_thread(lambda: [_sandbox(), _groups(), _filter(), _outbound()])
+    return await asyncio.to_thread(lambda: [_sandbox(), _groups(), _filter(), _outbound(), _volumes()])
 
 
 def _sandbox() -> Check:
@@ -45,7 +46,7 @@ def _try_one(folder: str) -> str:
     common = {"filter": "", "read_only": [], "open_files": 1024, "view": f"{folder}/view", "box": f"{folder}/box"}
     sandboxes = Sandboxes(common)
     record: dict[str, Any] = {"handle": "trial", "uid": user, "network": "none", "memory": 0, "workdir": "/"}
-    record |= {"extra": [], "devices": [], "command": ["true"], "shown": {"PATH": "/usr/bin:/bin"}}
+    record |= {"extra": [], "devices": [], "volumes": [], "command": ["true"], "shown": {"PATH": "/usr/bin:/bin"}}
     try:
         started = sandboxes.make(record, folder)
         release(started.tell(words(record)))
@@ -76,6 +77,19 @@ def _filter() -> Check:
     machine = platform.machine()
     known = machine in seccomp.ARCHITECTURES
     return Check("system call filter", known, machine, "use a host with x86_64 or aarch64", needed=False)
+
+
+def _volumes() -> Check:
+    """Makes one, and a mount of it, of a file that has no name."""
+    problem = "" if os.geteuid() == 0 else "needs root"
+    with tempfile.TemporaryDirectory(prefix="usina-doctor-") as folder:
+        try:
+            if not problem:
+                mounts.trial(folder)
+        except OSError as error:
+            problem = str(error.strerror or error)
+    mend = "run Usina as root, with e2fsprogs and loop devices, on Linux 5.12 or newer"
+    return Check("volumes of tasks", not problem, problem or "one was made and mounted", mend, needed=False)
 
 
 def _outbound() -> Check:

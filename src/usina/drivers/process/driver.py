@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
 from usina.core.capacity import Finding, Inventory
-from usina.core.machine import Absent, Card, Unreachable
+from usina.core.machine import Absent, Card, Unreachable, VolumePlan
 from usina.core.task import Network, Sight, TaskPlan, Usage
 from usina.drivers.process.client import Client
 from usina.drivers.process.devices import Visible, visible
@@ -26,10 +26,13 @@ from usina.drivers.process.terminal import ProcessTerminal
 from usina.drivers.process.warden import seccomp
 from usina.drivers.process.warden.spawn import NO_PROGRAM, PROGRAM
 from usina.hardware import veth
+from usina.hardware.folders import mounts
+from usina.hardware.folders.shelf import Shelf
 from usina.hardware.health import Readings, poll
 from usina.ports.driver import DriverError, HostSettings, HostUnreachable
 from usina.ports.tasks import LogPiece, Progress, Terminal
 
+_OLD_WARDEN: Final = "the warden of this host is from before volumes; it ends when it has been idle for a while"
 _SAFE: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 
@@ -42,6 +45,7 @@ class ProcessDriver:
         self.group = f"usina-{settings.factory}-{folder[:12]}".lower()  # of our groups
         self._client = Client(self._options.folder, self._settings())
         self._client.changed = self._tell
+        self._shelf = Shelf(settings.state_dir)
         self._cards = veth.Cards(self._options.folder / "cards", settings.factory, settings.beside)
         self._starting: dict[str, asyncio.Lock] = {}
         self._watchers: set[asyncio.Queue[str]] = set()
@@ -64,6 +68,7 @@ class ProcessDriver:
             "idle": options.idle,
             "filter": seccomp.build(machine).hex() if machine in seccomp.ARCHITECTURES else "",
             "network_program": network_program(),
+            "volumes": mounts.__file__,
         }
 
     def _tell(self, handle: str) -> None:
@@ -78,8 +83,9 @@ class ProcessDriver:
             raise DriverError(NO_PROGRAM, detail=PROGRAM)
         await self._client.ensure()
         facts = self._client.facts
+        volumes = await self._shelf.trouble() if facts.get("volumes") else _OLD_WARDEN
         return await asyncio.to_thread(
-            build_inventory, self._options, str(facts["groups"]), str(facts["why"]), network_program()
+            build_inventory, self._options, str(facts["groups"]), str(facts["why"]), network_program(), volumes
         )
 
     async def survey(self) -> Mapping[str, Sight]:
@@ -115,10 +121,14 @@ class ProcessDriver:
     async def start(self, plan: TaskPlan, progress: Progress) -> None:
         self._refuse(plan)
         seen = visible(plan.devices)
+        if plan.volumes:
+            await self._client.ensure()
+            if not self._client.facts.get("volumes"):
+                raise DriverError(_OLD_WARDEN)
         if plan.files:
             await progress(0.0, "putting files in place")
         if plan.card is None:
-            await self._client.call("start", plan=order(plan, seen))
+            await self._client.call("start", plan=self._order(plan, seen))
             return
         async with self._starting.setdefault(plan.handle, asyncio.Lock()):
             try:
@@ -126,13 +136,16 @@ class ProcessDriver:
             finally:
                 self._starting.pop(plan.handle, None)
 
+    def _order(self, plan: TaskPlan, seen: Visible) -> dict[str, Any]:
+        return order(plan, seen, [self._shelf.image(mount.volume) for mount in plan.volumes])
+
     async def _start_plugged(self, plan: TaskPlan, card: Card, seen: Visible) -> None:
         await self._client.ensure()
         if plan.handle in self._client.sights:
             return
         far = await self._cards.make(plan.handle, card)
         try:
-            await self._client.call("start", plan={**order(plan, seen), "card": card_order(card, far)})
+            await self._client.call("start", plan={**self._order(plan, seen), "card": card_order(card, far)})
         except HostUnreachable:
             raise
         except DriverError:
@@ -157,6 +170,8 @@ class ProcessDriver:
             raise DriverError("this host's own network is not for tasks (option host_network)", lasting=True)
         if plan.network is Network.PROJECT and (plan.card is None or not veth.possible()):
             raise DriverError("a project's network needs root, ip and nsenter on this host", lasting=True)
+        if plan.volumes and os.geteuid() != 0:
+            raise DriverError("volumes need root on this host", lasting=True)
         if plan.network is Network.OUTBOUND and not network_program():
             raise DriverError("this host has neither pasta nor slirp4netns for outbound networks", lasting=True)
 
@@ -170,6 +185,14 @@ class ProcessDriver:
     async def leftovers(self) -> Sequence[str]:
         await self._client.ensure()
         return [handle for handle in self._cards.handles() if handle not in self._client.sights]
+
+    # --- volumes
+
+    async def ensure_volume(self, plan: VolumePlan) -> None:
+        await self._shelf.ensure(plan)
+
+    async def remove_volume(self, handle: str) -> None:
+        await self._shelf.remove(handle)
 
     # --- what it says and makes
 

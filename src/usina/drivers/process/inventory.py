@@ -6,7 +6,7 @@ import os
 import platform
 from pathlib import Path
 
-from usina.core.capacity import Inventory
+from usina.core.capacity import FOLDERS, Inventory
 from usina.drivers.process.options import Options
 from usina.drivers.process.warden import seccomp
 from usina.hardware import devices, read_nodes
@@ -14,13 +14,14 @@ from usina.hardware import devices, read_nodes
 _WHY = "tasks are not held to their memory, cores and processes: "
 
 
-def build_inventory(options: Options, groups: str, why: str, network: str, root: str = "") -> Inventory:
+def build_inventory(options: Options, groups: str, why: str, network: str, volumes: str, root: str = "") -> Inventory:
     """`groups` and `why`: the warden's control groups, and why there are none. `network`: the program that gives runs
-    an outbound network, or ""."""
+    an outbound network, or "". `volumes`: why runs can have none, or ""."""
     nodes = read_nodes(root)
     traits = {"task:local", platform.machine()}
     traits |= {"task:outbound"} if network else set()
     traits |= {"task:host-network"} if options.host_network else set()
+    traits |= {FOLDERS} if not volumes else set()
     traits |= {"task:limits"} if groups != "none" else set()
     traits |= {"numa"} if len(nodes) > 1 else set()
     return Inventory(
@@ -28,7 +29,7 @@ def build_inventory(options: Options, groups: str, why: str, network: str, root:
         disk=_disk(options.folder),
         devices=devices(root),
         traits=frozenset(traits),
-        facts=_facts(options, groups, why, network),
+        facts={**_facts(options, groups, why, network), "volumes": volumes or "folders"},
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from usina.core.machine import Absent, Card
@@ -54,7 +54,8 @@ def card_order(card: Card, device: str) -> dict[str, str]:
     }
 
 
-def order(plan: TaskPlan, seen: Visible) -> dict[str, Any]:
+def order(plan: TaskPlan, seen: Visible, images: Sequence[str] = ()) -> dict[str, Any]:
+    """`images`: the files of its volumes, in order."""
     return {
         "handle": plan.handle,
         "title": plan.title,
@@ -66,6 +67,10 @@ def order(plan: TaskPlan, seen: Visible) -> dict[str, Any]:
             {"source": file.source, "path": file.path, "unpack": file.unpack, "mode": file.mode} for file in plan.files
         ],
         "workdir": plan.workdir,
+        "volumes": [
+            {"image": image, "path": mount.path, "read_only": mount.read_only}
+            for mount, image in zip(plan.volumes, images, strict=True)
+        ],
         "network": plan.network.value,
         "cores": plan.cores,
         "memory": plan.memory,

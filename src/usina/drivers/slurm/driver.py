@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from usina.core.capacity import Finding, Inventory
-from usina.core.machine import Absent, Unreachable
+from usina.core.machine import Absent, Unreachable, VolumePlan
 from usina.core.task import Ended, Queued, Running, Sight, TaskPlan, Usage, secret_values
 from usina.drivers.slurm import folder, inventory, text
 from usina.drivers.slurm.commands import Commands
@@ -39,6 +39,7 @@ from usina.drivers.slurm.wire import AT_ONCE, TERM, Wire
 from usina.ports.driver import DriverError, HostSettings, HostUnreachable
 from usina.ports.tasks import LogPiece, Progress, Terminal
 
+_NO_VOLUMES = "jobs of a cluster have no volumes"
 _REMEMBERED = 60.0  # seconds that the cluster's shape is taken as known
 _LOOK = 0.3  # seconds between looks while something is awaited
 _WATCH = 1.5  # seconds between looks of `watch`
@@ -104,6 +105,8 @@ class SlurmDriver:
             checked_dialect(plan, self._settings)
             if plan.image or plan.archive:
                 raise DriverError("a task on Slurm is a command; it has no image", lasting=True)
+            if plan.volumes:
+                raise DriverError(_NO_VOLUMES, lasting=True)
             # What has no note was begun by nobody; or by another control plane, which the script makes harmless.
             unheard_of = note is None and self._settings.shared
             if unheard_of or not await self._submitted(plan, note):
@@ -225,6 +228,12 @@ class SlurmDriver:
 
     async def leftovers(self) -> Sequence[str]:
         return ()  # a job is begun whole, or not at all
+
+    async def ensure_volume(self, plan: VolumePlan) -> None:
+        raise DriverError(_NO_VOLUMES, lasting=True)
+
+    async def remove_volume(self, handle: str) -> None:
+        raise DriverError(_NO_VOLUMES, lasting=True)
 
     async def log(self, handle: str, after: int, limit: int) -> LogPiece:
         note = self._notes.get(handle)

@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 
 from usina.core.capacity import Finding, Inventory
-from usina.core.machine import Absent, Unreachable
+from usina.core.machine import Absent, Unreachable, VolumePlan
 from usina.core.task import Inside, Running, Sight, TaskPlan, Usage, secret_values
 from usina.drivers.ssh import files, inventory, request, scripts
 from usina.drivers.ssh.guest import Guest
@@ -237,6 +237,12 @@ class MachineTasks:
         guest = self._guests.get(note.inside.machine)
         if guest is not None:
             guest.used_at = time.monotonic()
+
+    async def ensure_volume(self, plan: VolumePlan) -> None:
+        raise DriverError(request.NO_VOLUMES, lasting=True)
+
+    async def remove_volume(self, handle: str) -> None:
+        raise DriverError(request.NO_VOLUMES, lasting=True)
 
     # --- what it says, makes and uses
 

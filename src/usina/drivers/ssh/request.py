@@ -11,6 +11,7 @@ from usina.core.task import Inside, TaskPlan
 from usina.drivers.ssh.scripts import RUNS
 from usina.ports.driver import DriverError
 
+NO_VOLUMES = "tasks in machines have no volumes"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z", re.ASCII)
 _HANDLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.[0-9]+\Z", re.ASCII)
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}\Z", re.ASCII)
@@ -89,6 +90,8 @@ def checked(plan: TaskPlan) -> Inside:
     inside = plan.inside
     if inside is None:
         raise DriverError("it names no machine", lasting=True)
+    if plan.volumes:
+        raise DriverError(NO_VOLUMES, lasting=True)
     if not _HANDLE.match(plan.handle):
         raise DriverError("its handle is not a plain name", lasting=True)
     if not _USER.match(inside.user):

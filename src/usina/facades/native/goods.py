@@ -86,7 +86,7 @@ for _router, _kind, _what in (
 
 @volumes.post("", status_code=201, response_model=ResourceOut, summary="Order a volume")
 async def create_volume(context: Caller, body: VolumeIn) -> Response:
-    order = goods.VolumeOrder(body.name, body.size, body.project, body.host, body.labels)
+    order = goods.VolumeOrder(body.name, body.size, body.project, body.host, body.form, body.labels)
     return one(await goods.create_volume(context, order), 201)
 
 

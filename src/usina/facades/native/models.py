@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from usina.core.capacity import DeviceKind, Numa
-from usina.core.goods import Visibility
+from usina.core.goods import Form, Visibility
 from usina.core.machine import Firmware, Restart
 from usina.core.task import Fulfils
 
@@ -205,6 +205,9 @@ class VolumeIn(Body):
     size: Size
     project: Ref | None = None
     host: Ref | None = Field(None, description="Operators may name the host.")
+    form: Annotated[Form, Field(strict=False)] = Field(
+        Form.DISK, description="`disk`: a block device for one machine; `folder`: files, for many tasks at a time."
+    )
     labels: Labels = {}
 
 
@@ -337,6 +340,14 @@ class TaskDeviceIn(DeviceIn):
     )
 
 
+class MountIn(Body):
+    volume: Ref
+    path: Annotated[str, StringConstraints(min_length=1, max_length=1024)] = Field(
+        description="Absolute, or relative to the working directory."
+    )
+    read_only: bool = False
+
+
 class TaskIn(Body):
     name: Name | None = Field(None, description="Absent: one is made up.")
     on: Ref = Field("local", description="The stack, as the hosts' drivers name theirs: local, container, slurm.")
@@ -352,6 +363,7 @@ class TaskIn(Body):
     secrets: Variables = Field(default={}, description="Environment too; sealed at rest, never shown.")
     files: list[FileIn] = Field(default=[], max_length=64)
     workdir: PathText = ""
+    volumes: list[MountIn] = Field(default=[], max_length=16, description="Volumes of the form `folder`.")
     outputs: list[PathText] = Field(
         default=[], max_length=32, description="Patterns in the working directory, kept when it has ended."
     )

@@ -12,7 +12,7 @@ from usina.app.resources import Filter
 from usina.app.task_orders import TaskOrder
 from usina.core.capacity import DeviceRequest
 from usina.core.resource import Kind, Phase
-from usina.core.task import Dependency, File, Health
+from usina.core.task import Dependency, File, Health, Mount
 from usina.facades.native.answers import BlobList, BlobOut, ResourceOut, ResourcePage, UsageList
 from usina.facades.native.door import Caller, Cursor, IfMatch, Limit, ProjectQuery, Reader, RefPath, problems
 from usina.facades.native.models import DIGEST, NAME, DigestsIn, HealthIn, TaskDeviceIn, TaskIn
@@ -33,7 +33,18 @@ async def create(context: Caller, body: TaskIn) -> Response:
 
 
 def _order(body: TaskIn) -> TaskOrder:
-    apart = {"files", "devices", "health", "after", "command", "ports", "indices", "outputs", "security_groups"}
+    apart = {
+        "files",
+        "volumes",
+        "devices",
+        "health",
+        "after",
+        "command",
+        "ports",
+        "indices",
+        "outputs",
+        "security_groups",
+    }
     plain = body.model_dump(exclude=apart)
     return TaskOrder(
         **plain,
@@ -42,6 +53,7 @@ def _order(body: TaskIn) -> TaskOrder:
         indices=tuple(body.indices),
         outputs=tuple(body.outputs),
         security_groups=None if body.security_groups is None else tuple(body.security_groups),
+        volumes=tuple(Mount(one.volume, one.path, one.read_only) for one in body.volumes),
         files=tuple(File(f.digest, f.path, f.unpack, f.mode) for f in body.files),
         devices=tuple(_device(device) for device in body.devices),
         health=_health(body.health) if body.health is not None else None,

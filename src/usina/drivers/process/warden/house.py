@@ -28,6 +28,7 @@ from .ready import ReadySandboxes, make
 from .run import Run
 from .spares import PREFIX, Spares
 from .spawn import CARD_FILES, GATED, MOST_BYTES, WORK, Sandboxes, Started, environment, release, words
+from .volumes import Volumes
 
 _OWN_PROCESSES: Final = 3  # the first, and two that join
 _FORBIDDEN: Final = ("/usr", "/bin", "/sbin", "/lib", "/proc", "/dev", "/sys", "/etc")
@@ -57,6 +58,7 @@ class House:
         self.place = reach(f"{state}/box", f"/run/{settings['group']}") if self.root else f"{state}/box"
         self.sandboxes = Sandboxes(self._common())
         self.spares = Spares(state)
+        self._volumes = Volumes(settings["volumes"])
         self._adopt()
         sweep(self.layout, PREFIX)
         self._ready = ReadySandboxes(
@@ -178,6 +180,7 @@ class House:
             "uid": self._free_uid() if self.root else None,
             "workdir": os.path.normpath(os.path.join(WORK, plan["workdir"])),
             "extra": [_allowed(file["path"]) for file in plan["files"] if _is_extra(file["path"])],
+            "volumes": [{**one, "path": _allowed(one["path"])} for one in plan["volumes"]],
             "groups": group.folders,
             "group_versions": dict(self.layout.versions),
             "log_limit": self.settings["log_limit"],
@@ -243,7 +246,8 @@ class House:
         try:
             limits = _limits(record, self.settings)
             if run.started is None:
-                run.given(make(self.sandboxes, record, run.folder, run.group, limits))
+                with self._volumes.mounted(record["volumes"], record["uid"]) as mounts:
+                    run.given(make(self.sandboxes, record, run.folder, run.group, limits, mounts))
             else:
                 run.group.limit(limits)
             started = cast(Started, run.started)
@@ -256,6 +260,8 @@ class House:
                 self._give_network(run, started.pid, pipe)
             else:
                 release(pipe)
+        except BrokenPipeError:  # its sandbox has gone already, and says why
+            return self._fail(run.handle, files.Refused(run.problem() or "its sandbox went away"), answers)
         except (OSError, files.Refused) as error:
             return self._fail(run.handle, error, answers)
         run.listen()

@@ -10,7 +10,7 @@ import os
 import select
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -65,7 +65,14 @@ class ReadySandboxes:
 
     def take(self, record: Mapping[str, Any]) -> Ready | None:
         """One for a run, if that asks for nothing that must be known before a sandbox is made. Its user is lent."""
-        special = record["extra"] or record["devices"] or record.get("card") or record["cpus"] or record["nodes"]
+        special = (
+            record["extra"]
+            or record["volumes"]
+            or record["devices"]
+            or record.get("card")
+            or record["cpus"]
+            or record["nodes"]
+        )
         if special or record["network"] == "host":
             return None
         ready = next((one for one in self._waiting if one.waits()), None)
@@ -100,7 +107,7 @@ class ReadySandboxes:
         uid = self._lend()
         name = self._spares.take(uid)
         group = Group.of(self._layout, name, Limits())
-        record = {"handle": name, "uid": uid, "network": "none", "extra": (), "devices": ()}
+        record = {"handle": name, "uid": uid, "network": "none", "extra": (), "devices": (), "volumes": ()}
         try:
             started = make(self._sandboxes, record, f"{self._state}/runs/{name}", group, Limits())
         except OSError:
@@ -135,12 +142,19 @@ class ReadySandboxes:
         self._waiting = []
 
 
-def make(sandboxes: Sandboxes, record: Mapping[str, Any], folder: str, group: Group, limits: Limits) -> Started:
+def make(
+    sandboxes: Sandboxes,
+    record: Mapping[str, Any],
+    folder: str,
+    group: Group,
+    limits: Limits,
+    mounts: Sequence[int] = (),
+) -> Started:
     """A sandbox in a group of its own. Raises `OSError`."""
     group.make(limits)
     lists = group.lists()
     try:
-        return sandboxes.make(record, folder, lists)
+        return sandboxes.make(record, folder, lists, mounts)
     finally:
         for fd in lists:
             os.close(fd)

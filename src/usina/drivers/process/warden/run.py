@@ -354,6 +354,11 @@ class Run:
             waiting += map(int, _read(f"/proc/{pid}/task/{pid}/children").split())
         return Use(ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGESIZE"), 0)
 
+    def problem(self) -> str:
+        """What kept its sandbox from being made; "" if it did not say."""
+        word, told = self._status()
+        return told if word == "problem" else ""
+
     def _status(self) -> tuple[str, str]:
         """("exit", code) or ("problem", what kept it from beginning), as its first process has left it; ("", "") where
         it was killed before."""

@@ -12,10 +12,13 @@
  * not dumpable, so that the command can neither trace nor look into it.
  *
  * Asked over a socket of packets (descriptor 3): fields that end in a zero byte, as `spawn._wish` writes them, with
- * descriptors: its output, its errors, the file for its end, the pipe, and lists of processes of the control groups that
- * it is to be in. Answered with the number of the first process and a descriptor of it, or with "-" and the number of an
- * error. What is the same for all comes by standard input. A sandbox joins its groups itself: the kernel may take a while
- * over the first that does so after a pause.
+ * descriptors: its output, its errors, the file for its end, the pipe, lists of processes of the control groups that it
+ * is to be in, and mounts of volumes. Answered with the number of the first process and a descriptor of it, or with "-"
+ * and the number of an error. What is the same for all comes by standard input. A sandbox joins its groups itself: the
+ * kernel may take a while over the first that does so after a pause.
+ *
+ * A mount of a volume is attached nowhere yet; the sandbox attaches it. The folder that it comes to be over is looked for
+ * without following links, for a task chooses what lies in its working directory.
  *
  * Runs that reach only themselves are given network namespaces that are used again: to make and remove one is a fifth of
  * what a short run costs. They are the host's, so that no run has any power over them, and one is kept only while nothing
@@ -50,7 +53,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { INNER = 1000, LINE = 3, LEAST = 4, GIVEN = 12, KEPT = 100, MOST = 128 << 10, MOST_WORDS = 4 << 20, PATHS = 4400 };
+enum { INNER = 1000, LINE = 3, LEAST = 4, GIVEN = 28, KEPT = 100, MOST = 128 << 10, MOST_WORDS = 4 << 20 };
+enum { PATHS = 4400, NAMES = 256 };
 enum { OUT, ERR, STATUS, PIPE, GROUPS };
 enum { HOST_NETWORK, OWN_NETWORK, KEPT_NETWORK }; /* as `spawn.NETWORKS` */
 enum { NETWORKS = 160, ABOVE = 200 };
@@ -60,6 +64,8 @@ enum { NETWORKS = 160, ABOVE = 200 };
 
 /* Of mount_setattr(2), which libraries name only since glibc 2.36. */
 enum { ATTR_RDONLY = 1, ATTR_NOSUID = 2, ATTR_NODEV = 4, RECURSIVE = 0x8000, SYS_SETATTR = 442 };
+/* Of move_mount(2), named since 2.36 as well: both places are descriptors. */
+enum { FROM_EMPTY = 4, TO_EMPTY = 0x40, SYS_MOVE = 429 };
 struct attributes { uint64_t set, clear, propagation, namespace; };
 
 static struct {
@@ -75,8 +81,8 @@ struct wish {
     const char *handle;
     long uid; /* -1: our own */
     long network;
-    long etc_count, device_count, extra_count;
-    const char **etc, **devices, **extra;
+    long etc_count, device_count, extra_count, volume_count;
+    const char **etc, **devices, **extra, **volumes;
 };
 
 /* --- words */
@@ -293,6 +299,41 @@ static void copy_tree(const char *source, const char *root, const char *below, c
     closedir(entries);
 }
 
+/* A folder of the tree that we are in the top of, made where it can be; no link is followed. -1: there is none and none
+ * can be made. */
+static int folder_at(const char *path) {
+    char name[NAMES];
+    int here = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    must(here, ".");
+    while (*path && here >= 0) {
+        size_t size = strcspn(++path, "/");
+        if (size == 0 || size >= sizeof name) fail("%.100s: no place for a volume", path);
+        memcpy(name, path, size);
+        name[size] = 0;
+        path += size;
+        mkdirat(here, name, 0755);
+        int next = openat(here, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        close(here);
+        here = next;
+    }
+    return here;
+}
+
+/* Whether a place is within what a run has of its own anyway. */
+static int is_own(const char *path) { return strncmp(path, "/work/", 6) == 0 || strncmp(path, "/tmp/", 5) == 0; }
+
+/* Put mounts that are attached nowhere to their places. */
+static void put_volumes(const struct wish *wish, const int *mounts) {
+    for (long n = 0; n < wish->volume_count; n++) {
+        int place = folder_at(wish->volumes[n]);
+        if (place < 0) fail("%s: no folder for a volume can be made there: %s", wish->volumes[n], strerror(errno));
+        if (syscall(SYS_MOVE, mounts[n], "", place, "", FROM_EMPTY | TO_EMPTY) < 0)
+            fail("volume at %s: %s", wish->volumes[n], strerror(errno));
+        close(place);
+        close(mounts[n]);
+    }
+}
+
 /* As the common root, with more places in it: a tree of its own, of the same parts. */
 static void own_root(const struct wish *wish) {
     static const char *const PARTS[] = {".", "..", "dev", "var", NULL}, *const NONE[] = {".", "..", NULL};
@@ -308,12 +349,16 @@ static void own_root(const struct wish *wish) {
         snprintf(path, sizeof path, "/box/%s/extra/%ld", wish->handle, n);
         put_at(path, "/new", wish->extra[n], 0);
     }
+    must(chdir("/new"), "chdir");
+    for (long n = 0; n < wish->volume_count; n++)
+        if (!is_own(wish->volumes[n])) close(folder_at(wish->volumes[n]));
     mounted("none", "/new", NULL, PLAIN | MS_REMOUNT | MS_BIND | MS_RDONLY, NULL);
 }
 
-static void furnish(const struct wish *wish) {
+static void furnish(const struct wish *wish, const int *mounts) {
     char path[PATHS], target[PATHS];
     int special = wish->device_count || wish->extra_count;
+    for (long n = 0; n < wish->volume_count; n++) special |= !is_own(wish->volumes[n]);
     if (special)
         own_root(wish);
     else
@@ -331,6 +376,7 @@ static void furnish(const struct wish *wish) {
         join(target, "etc/", wish->etc[n]);
         bind_all(path, target, ATTR_RDONLY);
     }
+    put_volumes(wish, mounts);
     pivot();
 }
 
@@ -433,9 +479,11 @@ static _Noreturn void be(const struct wish *wish, const int *given, int count, i
     must(setresgid(INNER, INNER, INNER), "setresgid");
     must(setresuid(INNER, INNER, INNER), "setresuid");
     if (site.uid == 0) must(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "dumpable");
-    furnish(wish);
+    int volumes[GIVEN], groups = count - wish->volume_count;
+    for (int n = groups; n < count; n++) volumes[n - groups] = KEPT + n;
+    furnish(wish, volumes);
     if (fresh_network) must(loopback_up(), "loopback");
-    for (int n = GROUPS; n < count; n++) {
+    for (int n = GROUPS; n < groups; n++) {
         must(write(KEPT + n, "0", 1), "control group");
         close(KEPT + n);
     }
@@ -582,6 +630,7 @@ static struct wish read_wish(char *data, size_t size) {
     wish.etc = list(&told, &wish.etc_count);
     wish.devices = list(&told, &wish.device_count);
     wish.extra = list(&told, &wish.extra_count);
+    wish.volumes = list(&told, &wish.volume_count);
     return wish;
 }
 
@@ -611,6 +660,7 @@ static void serve(void) {
         if (count < LEAST || count > GIVEN) fail("a request came without its descriptors");
         memcpy(given, CMSG_DATA(head), count * sizeof *given);
         struct wish wish = read_wish(request, size);
+        if (wish.volume_count > count - GROUPS) fail("a request came without its mounts");
         pid_t pid = make(&wish, given, count, &own);
         if (pid > 0) {
             answer(pid, own);
@@ -623,6 +673,7 @@ static void serve(void) {
         free(wish.etc);
         free(wish.devices);
         free(wish.extra);
+        free(wish.volumes);
     }
 }
 

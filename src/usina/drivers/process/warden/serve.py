@@ -167,7 +167,12 @@ class Client:
 
     def _do_hello(self, request: Mapping[str, Any]) -> None:
         house = self._door.house
-        facts = {"groups": house.layout.mode, "why": house.layout.why, "controllers": sorted(house.layout.folders)}
+        facts = {
+            "volumes": True,
+            "groups": house.layout.mode,
+            "why": house.layout.why,
+            "controllers": sorted(house.layout.folders),
+        }
         self._answer(request, ok={"version": VERSION, "pid": os.getpid(), **facts})
 
     def _do_watch(self, request: Mapping[str, Any]) -> None:

@@ -20,7 +20,8 @@ from typing import Any, Final
 WORK: Final = "/work"
 HOSTNAME: Final = "task"  # of every run without a card, so that one /etc/hosts serves them all
 CARD_FILES: Final = ("resolv.conf", "hosts")  # of those that have one
-NETWORKS: Final = {"host": 0, "none": 2}  # 1: one of its own, 2: one that may have been another's
+NETWORKS: Final = {"host": 0, "none": 2}  # 2: one that may have been another's
+_OWN: Final = 1
 GATED: Final = ("outbound", "project")  # networks that are made before the command begins
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PROGRAM: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sandbox")
@@ -104,17 +105,19 @@ class Sandboxes:
         self._line: socket.socket | None = None
         self._pid = 0
 
-    def make(self, record: Mapping[str, Any], folder: str, groups: Sequence[int] = ()) -> Started:
-        """Make one. `groups`: lists of processes, which it adds itself to. Raises `OSError`; then nothing was
-        started."""
+    def make(
+        self, record: Mapping[str, Any], folder: str, groups: Sequence[int] = (), mounts: Sequence[int] = ()
+    ) -> Started:
+        """Make one. `groups`: lists of processes, which it adds itself to; `mounts`: of its volumes. Raises `OSError`;
+        then nothing was started."""
         opened: list[int] = []
         try:
-            return self._make(record, folder, opened, groups)
+            return self._make(record, folder, opened, (*groups, *mounts))
         finally:
             for fd in opened:
                 os.close(fd)
 
-    def _make(self, record: Mapping[str, Any], folder: str, opened: list[int], groups: Sequence[int]) -> Started:
+    def _make(self, record: Mapping[str, Any], folder: str, opened: list[int], more: Sequence[int]) -> Started:
         def use(fd: int) -> int:
             opened.append(fd)
             return fd
@@ -129,7 +132,7 @@ class Sandboxes:
                 use(far)
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
             use(os.open(f"{folder}/status", flags, 0o600))
-            pid, own = self._ask(_wish(record), [*opened[1:], pipe, *groups])
+            pid, own = self._ask(_wish(record), [*opened[1:], pipe, *more])
         except BaseException:
             for fd in (tells, *ours):
                 os.close(fd)
@@ -188,12 +191,16 @@ class Sandboxes:
 
 def _wish(record: Mapping[str, Any]) -> bytes:
     uid = -1 if record["uid"] is None else record["uid"]
+    network = NETWORKS.get(record["network"], _OWN)
+    if record["volumes"] and network == NETWORKS["none"]:
+        network = _OWN  # on a volume it may give a socket away, which must not outlive it in another's network
     return b"".join(
         (
-            _fields(record["handle"], uid, NETWORKS.get(record["network"], 1)),
+            _fields(record["handle"], uid, network),
             _listed(CARD_FILES if record.get("card") else ()),
             _listed(record["devices"]),
             _listed(record["extra"]),
+            _listed([one["path"] for one in record["volumes"]]),
         )
     )
 
