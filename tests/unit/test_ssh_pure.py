@@ -14,7 +14,7 @@ from usina.core.units import MiB
 from usina.drivers.ssh import request, scripts
 from usina.drivers.ssh.link import Pins
 from usina.drivers.ssh.logs import LIMIT, Copies, Mark, Reading, Stream, masks, reading, taken
-from usina.drivers.ssh.notes import Note, Notes
+from usina.drivers.ssh.notes import MachineNotes, Note
 from usina.drivers.ssh.sights import Found, found
 from usina.ports.driver import DriverError
 from usina.server.login_keys import DerivedKeys
@@ -210,11 +210,11 @@ def test_scripts_are_shell(name: str) -> None:
 
 def test_notes_are_there_after_a_restart(tmp_path: Path) -> None:
     ended = Ended(5.0, End.EXITED, 3, since=1.0)
-    Notes(tmp_path).put(replace(NOTE, launched=1.0, ended=ended))
-    notes = Notes(tmp_path)
+    MachineNotes(tmp_path, Note).put(replace(NOTE, launched=1.0, ended=ended))
+    notes = MachineNotes(tmp_path, Note)
     assert notes.get("tsk-1.1") == replace(NOTE, launched=1.0, ended=ended)
     notes.drop("tsk-1.1")
-    assert not Notes(tmp_path).all
+    assert not MachineNotes(tmp_path, Note).all()
 
 
 def test_another_host_key_is_refused_but_for_a_rebuilt_machine(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from usina.drivers.slurm import folder, inventory, text
 from usina.drivers.slurm.commands import Commands
 from usina.drivers.slurm.identity import Person, becoming, person_for
 from usina.drivers.slurm.logs import Logs
-from usina.drivers.slurm.notes import Note, Notes
+from usina.drivers.slurm.notes import Note
 from usina.drivers.slurm.records import JobRecord, NodeRecord, PartitionRecord
 from usina.drivers.slurm.register import Register
 from usina.drivers.slurm.request import JobRequest, checked_dialect, job_name, job_request
@@ -37,6 +37,7 @@ from usina.drivers.slurm.settings import Settings, read
 from usina.drivers.slurm.terminal import open_pipes, open_terminal
 from usina.drivers.slurm.wire import AT_ONCE, TERM, Wire
 from usina.ports.driver import DriverError, HostSettings, HostUnreachable
+from usina.ports.notes import Notes
 from usina.ports.tasks import LogPiece, Progress, Terminal
 
 _NO_VOLUMES = "jobs of a cluster have no volumes"
@@ -58,7 +59,7 @@ class SlurmDriver:
             raise DriverError("partition: say which one of the cluster's partitions this is", lasting=True)
         root = host.state_dir / "slurm"
         self._wire = wire_for(self._settings)
-        self._notes = Notes(root / "runs")
+        self._notes = Notes(root / "runs", Note)
         self._logs = Logs(root / "logs")
         self._register = Register(self._settings, self._wire, self._notes, self._logs)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)

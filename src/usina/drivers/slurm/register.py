@@ -24,12 +24,13 @@ from usina.drivers.slurm import folder, sights
 from usina.drivers.slurm.folder import Read
 from usina.drivers.slurm.identity import Person, person_for
 from usina.drivers.slurm.logs import Logs
-from usina.drivers.slurm.notes import Note, Notes
+from usina.drivers.slurm.notes import Note
 from usina.drivers.slurm.records import JobRecord, PastRecord
 from usina.drivers.slurm.request import handle_in
 from usina.drivers.slurm.settings import Settings
 from usina.drivers.slurm.wire import Wire
 from usina.ports.driver import DriverError
+from usina.ports.notes import Notes
 
 _FRESH = 0.25  # seconds that a listing serves
 _PATIENCE = 3.0  # seconds that accounting may need to hear of an end
@@ -40,7 +41,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Register:
-    def __init__(self, settings: Settings, wire: Wire, notes: Notes, logs: Logs) -> None:
+    def __init__(self, settings: Settings, wire: Wire, notes: Notes[Note], logs: Logs) -> None:
         self._settings = settings
         self._wire = wire
         self.notes = notes

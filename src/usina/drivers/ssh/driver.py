@@ -22,7 +22,7 @@ from usina.drivers.ssh import files, inventory, request, scripts
 from usina.drivers.ssh.guest import Guest
 from usina.drivers.ssh.link import Done, Link, NotLetIn, Pins, Stranger
 from usina.drivers.ssh.logs import Copies, masks, reading, taken
-from usina.drivers.ssh.notes import Note, Notes
+from usina.drivers.ssh.notes import MachineNotes, Note
 from usina.drivers.ssh.settings import check
 from usina.drivers.ssh.terminal import SshTerminal
 from usina.ports.driver import Beside, DriverError, HostSettings, HostUnreachable
@@ -42,7 +42,7 @@ class MachineTasks:
         check(host.options)
         root = host.state_dir / "ssh"
         self._given = host.beside
-        self._notes = Notes(root / "runs")
+        self._notes = MachineNotes(root / "runs", Note)
         self._copies = Copies(root / "logs")
         self._pins = Pins(root / "hosts")
         self._guests: dict[str, Guest] = {}
@@ -76,7 +76,7 @@ class MachineTasks:
         found: dict[str, Sight] = {}
         for guest in guests:
             found |= {handle: sight for handle, sight in guest.sights.items() if self._notes.get(handle) is None}
-        for note in self._notes.all.values():
+        for note in self._notes.all().values():
             sight = self._guest(note).of(note)
             if not note.removed and not isinstance(sight, Absent):
                 found[note.handle] = sight
@@ -87,10 +87,10 @@ class MachineTasks:
 
     async def leftovers(self) -> Sequence[str]:
         begun = await self.survey()
-        noted = [note.handle for note in self._notes.all.values() if note.handle not in begun and not note.removed]
+        noted = [note.handle for note in self._notes.all().values() if note.handle not in begun and not note.removed]
         return [
             *noted,
-            *(handle for guest in self._guests.values() for handle in guest.making - self._notes.all.keys()),
+            *(handle for guest in self._guests.values() for handle in guest.making - self._notes.all().keys()),
         ]
 
     async def watch(self) -> AsyncIterator[str]:
@@ -375,14 +375,14 @@ class MachineTasks:
 
     def _one_of_each(self) -> list[Note]:
         """A note of each machine, the newest instance's."""
-        ordered = sorted(self._notes.all.values(), key=lambda note: note.inside.rebuilds)
+        ordered = sorted(self._notes.all().values(), key=lambda note: note.inside.rebuilds)
         return list({note.inside.machine: note for note in ordered}.values())
 
     async def _forget_strangers(self) -> None:
         """Host keys of machines that are gone."""
         if self._given is None:
             return
-        for machine in self._pins.machines() - {note.inside.machine for note in self._notes.all.values()}:
+        for machine in self._pins.machines() - {note.inside.machine for note in self._notes.all().values()}:
             with contextlib.suppress(DriverError):
                 if isinstance(await self._given.observe(machine), Absent):
                     self._pins.forget(machine)

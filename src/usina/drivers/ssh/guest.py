@@ -19,7 +19,7 @@ from usina.core.machine import Absent, Power, Present, Unreachable
 from usina.core.task import End, Ended, Running, Sight, Usage
 from usina.drivers.ssh import scripts
 from usina.drivers.ssh.link import Link, Process
-from usina.drivers.ssh.notes import Note, Notes
+from usina.drivers.ssh.notes import MachineNotes, Note
 from usina.drivers.ssh.sights import Found, found
 from usina.ports.driver import Beside, DriverError, HostUnreachable
 
@@ -35,7 +35,7 @@ _LINES = 100_000  # of one look
 class Guest:
     link: Link
     beside: Beside
-    notes: Notes
+    notes: MachineNotes
     changed: Callable[[str], None]  # told a handle that may have changed
     tidy: Callable[[Guest], Awaitable[None]]  # called when it answers again
     sights: dict[str, Running | Ended] = field(default_factory=dict)
