@@ -511,6 +511,18 @@ async def test_one_that_waits_is_woken_for_each_core(store: Store, cores: float,
     assert [await due(store, one.id) for one in tasks] == [20.0] * woken + [99.0] * (len(tasks) - woken)
 
 
+async def test_who_has_asked_last_is_called_last(store: Store) -> None:
+    tasks = [task(f"tsk-{n}", updated_at=at) for n, at in enumerate((9.0, 3.0, 3.0, 5.0))]
+    await put(store, *tasks, at=99.0)
+    called = []
+    for _ in tasks:
+        work = store.work()
+        task_writers.wake_waiting(work, 20.0, cores=1)
+        await work.commit()
+        called += [one.id for one in tasks if await due(store, one.id) == 20.0 and one.id not in called]
+    assert called == ["tsk-1", "tsk-2", "tsk-3", "tsk-0"]
+
+
 async def test_waking_later_does_not_put_off_what_is_due(store: Store) -> None:
     await put(store, task("tsk-1"), at=10.0)
     for at, expected in ((12.0, 10.0), (9.0, 9.0)):

@@ -160,7 +160,7 @@ _WAKE_WAITING = (
                 _waiting.c.phase == Phase.PENDING.value,
                 _waiting.c.lease_owner.is_(None),
             )
-            .order_by(_waiting.c.id)
+            .order_by(_waiting.c.updated_at, _waiting.c.id)
             .limit(_b("b_most"))
         )
     )
@@ -214,7 +214,8 @@ def wake_dependents(work: Work, task: str, at: Instant) -> None:
 
 
 def wake_waiting(work: Work, at: Instant, cores: float) -> None:
-    """Capacity came free: have the longest waiting of those that found no room looked at, one for each core."""
+    """Capacity came free: have those that found no room looked at, one for each core; who has asked last comes last, so
+    that one for which there is never room keeps nobody from theirs."""
     work.write(CHANGE, _WAKE_WAITING, {"b_at": at, "b_most": max(1, min(WOKEN, ceil(cores)))})
 
 
