@@ -103,7 +103,7 @@ async def test_secrets_are_in_no_story_and_no_list(factory: Running) -> None:
         key = await make(client, "/keys", name="k")
         text = (await client.get("/events?limit=1000")).text + (await client.get("/keys")).text
     assert key["secret"] not in text
-    assert factory.token.rsplit("-", 1)[1] not in text
+    assert factory.token.split("-", 2)[2] not in text  # a secret may have hyphens itself
     database = factory.factory.settings.data_dir / "usina.db"
     stored = b"".join(p.read_bytes() for p in database.parent.glob("usina.db*"))
     assert key["secret"].encode() not in stored
