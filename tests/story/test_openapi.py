@@ -19,7 +19,7 @@ from usina.testing.factory import running
 from usina.testing.postgres import free_port
 from usina.testing.waiting import until
 
-EXAMPLES = 12
+EXAMPLES = 8
 
 
 @pytest.fixture(scope="module")

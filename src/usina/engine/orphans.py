@@ -20,16 +20,19 @@ from usina.store.store import Store
 log = structlog.get_logger()
 
 EVERY = 20.0
+SOON = 5.0  # seconds after a start, which a crash may have come before; and until what is suspect is looked at again
 
 
 class Orphans:
     def __init__(self, store: Store, fleet: Fleet, every: float = EVERY) -> None:
         self._store, self._fleet, self._every = store, fleet, every
         self._suspects: set[tuple[str, str, str]] = set()
+        self._looked = False
 
     async def run(self) -> None:
         while True:
-            await asyncio.sleep(self._every)
+            await asyncio.sleep(min(SOON, self._every) if self._suspects or not self._looked else self._every)
+            self._looked = True
             try:
                 await self.sweep()
             except Exception:
