@@ -21,6 +21,8 @@ import pytest
 
 from usina.cli import main
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 60.0
 
 
