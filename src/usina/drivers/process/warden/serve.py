@@ -17,6 +17,7 @@ import socket
 import struct
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
@@ -121,11 +122,19 @@ class Client:
 
     def _serve_some(self) -> None:
         """A few a turn: a burst of starts must not keep ends from being seen, nor answers from being sent."""
-        for _ in range(min(_TURN, len(self._asked))):
-            if self._line.fileno() >= 0:
-                self._serve(json.loads(self._asked.popleft()))
+        now = [self._asked.popleft() for _ in range(min(_TURN, len(self._asked)))]
         if self._asked:
             self._door.loop.later(0, self._serve_some)
+        for request in now:
+            if self._line.fileno() >= 0:
+                self._serve_one(request)
+
+    def _serve_one(self, request: bytearray) -> None:
+        """One that cannot be read keeps none of the others from being served."""
+        try:
+            self._serve(json.loads(request))
+        except Exception:
+            traceback.print_exc()
 
     def send(self, data: bytes) -> None:
         """Soon, with what else comes meanwhile."""
@@ -146,6 +155,7 @@ class Client:
         self._door.loop.watch(self._line.fileno(), self._hear, READ | WRITE if self._unsent else READ)
 
     def close(self) -> None:
+        self._asked.clear()  # whoever asked is gone, and asks again
         if self._line.fileno() >= 0:
             self._door.loop.forget(self._line.fileno())
             self._line.close()
