@@ -213,11 +213,7 @@ class Client:
                 pass_fds=(lock,),
                 start_new_session=True,
                 cwd="/",
-                env={
-                    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                    "LC_ALL": "C.UTF-8",
-                    "TURN": os.environ.get("TURN", "8"),
-                },
+                env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
             )
         with contextlib.suppress(OSError), process.stdin:  # type: ignore[union-attr]
             process.stdin.write(json.dumps(self._settings).encode())  # type: ignore[union-attr]
