@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from usina.core.capacity import DeviceKind, Part
-from usina.core.task import MountPlan, Network, TaskPlan
+from usina.core.task import WORK, MountPlan, Network, TaskPlan
 from usina.drivers.podman.settings import Settings
 from usina.hardware import veth
 from usina.ports.driver import DriverError
 
-WORK = "/work"
 LABEL_FACTORY, LABEL_HANDLE = "usina.factory", "usina.handle"
 _PERIOD = 100_000  # microseconds
 

@@ -22,7 +22,7 @@ import msgspec
 
 from usina.core.capacity import FOLDERS, Finding, Inventory, runs
 from usina.core.machine import Absent, Card, Unreachable, VolumePlan
-from usina.core.task import End, Ended, FilePlan, Running, Sight, TaskPlan, Usage, secret_values
+from usina.core.task import WORK, End, Ended, FilePlan, Running, Sight, TaskPlan, Usage, secret_values
 from usina.drivers.podman import body, images, netns, outputs, service, settings, sights
 from usina.drivers.podman.api import Api, Missing
 from usina.drivers.podman.logs import Spool
@@ -210,7 +210,7 @@ class PodmanDriver:
 
     async def _put(self, api: Api, plan: TaskPlan, file: FilePlan) -> None:
         where = file.path if file.unpack else ""
-        target = where if where.startswith("/") else f"{body.WORK}/{where}".rstrip("/")
+        target = where if where.startswith("/") else f"{WORK}/{where}".rstrip("/")
         if not file.unpack and file.path.startswith("/"):
             target = "/"
         content = images.content(Path(file.source)) if file.unpack else _each(outputs.single(file))
@@ -305,7 +305,7 @@ class PodmanDriver:
     async def outputs(self, handle: str, patterns: tuple[str, ...]) -> AsyncIterator[bytes]:
         api = await self._podman()
         path = f"/containers/{self._name(handle)}/archive"
-        async with api.stream("GET", path, {"path": body.WORK}) as chunks:
+        async with api.stream("GET", path, {"path": WORK}) as chunks:
             async for chunk in outputs.chosen(chunks, patterns):
                 yield chunk
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from usina.core.task import MountPlan
 from usina.hardware.folders import mounts
 from usina.hardware.folders.shelf import Shelf
+from usina.ports.driver import DriverError
 
 
 class Mounts:
@@ -34,6 +35,8 @@ class Mounts:
             fd = await self._shelf.mounted(one, self._first)
             try:
                 await asyncio.to_thread(mounts.move, fd, str(path))
+            except OSError as error:
+                raise DriverError(f"volume {one.volume}: {error.strerror or error}") from error
             finally:
                 os.close(fd)
             paths.append(str(path))
