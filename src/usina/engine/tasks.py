@@ -193,8 +193,6 @@ class TaskHand:
             plan = await self._plans.of(task, claim)
             fault("after:plan")
             await driver.start(plan, progress.tell)
-            # What does little is over before anybody could read that it runs: then that need not be written.
-            await self._fleet.until_over(plan.handle, claim.provider, task.spec.on, BREATH)
         except HostUnreachable:
             raise
         except DriverError as error:
@@ -202,6 +200,9 @@ class TaskHand:
                 raise
             log.info("task cannot be started", task=task.id, reason=error.public, detail=error.detail)
             await report(replace(task.status, how=End.NOT_STARTED, message=error.public))
+            return
+        # What does little is over before anybody could read that it runs: then that need not be written.
+        await self._fleet.until_over(plan.handle, claim.provider, task.spec.on, BREATH)
 
     async def _again(self, driver: TaskDriver, task: Task, report: Report) -> None:
         pieces = await self._log(driver, task)
