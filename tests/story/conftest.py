@@ -1,14 +1,19 @@
-"""A factory at work inside the test's process, and small ways to speak to it."""
+"""A factory at work inside the test's process, and small ways to speak to it; and to one in a process of its own."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from usina.testing import images
 from usina.testing.factory import Running, furnished
+from usina.testing.process import FactoryProcess
 
 Json = dict[str, Any]
 
@@ -31,3 +36,29 @@ def order(factory: Running) -> Callable[..., Awaitable[Json]]:
             return dict(answer.json())
 
     return order
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small image for containers."""
+    return images.archive(tmp_path_factory.mktemp("image"))
+
+
+@pytest.fixture
+def usina(factory: FactoryProcess, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command, as a person would use it, for modules whose factory is a process."""
+    environment = {
+        **os.environ,
+        "USINA_ENDPOINT": f"http://127.0.0.1:{factory.port}",
+        "USINA_TOKEN": factory.token,
+        "USINA_PROJECT": "main",
+        "XDG_CONFIG_HOME": str(tmp_path / "config"),
+    }
+
+    def usina(*words: str, input: str = "") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "usina.cli", *words]
+        return subprocess.run(
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, input=input, timeout=120
+        )
+
+    return usina

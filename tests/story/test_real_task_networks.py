@@ -15,7 +15,6 @@ import libvirt
 import pytest
 
 from usina.drivers.libvirt.daemon import ensure_local_daemon
-from usina.testing import images
 from usina.testing.process import FactoryProcess, Json, Refused, end_helpers
 from usina.testing.traces import traces
 from usina.testing.waiting import until
@@ -60,29 +59,6 @@ def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FactoryProcess
     assert not traces(process.id), "something is left in libvirt"
     assert links() == before, "network devices were left"
     assert not bindings(), "bindings of filters were left"
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return images.archive(tmp_path_factory.mktemp("image"))
-
-
-@pytest.fixture
-def usina(factory: FactoryProcess, tmp_path: Path) -> Run:
-    """The command, as a person would use it."""
-    environment = {
-        **os.environ,
-        "USINA_ENDPOINT": f"http://127.0.0.1:{factory.port}",
-        "USINA_TOKEN": factory.token,
-        "USINA_PROJECT": "main",
-        "XDG_CONFIG_HOME": str(tmp_path / "config"),
-    }
-
-    def usina(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "usina.cli", *words]
-        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-
-    return usina
 
 
 def links() -> set[str]:

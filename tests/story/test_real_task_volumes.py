@@ -6,13 +6,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from usina.testing import images
 from usina.testing.process import FactoryProcess, end_helpers
 from usina.testing.task_volumes import loops_of
 from usina.testing.waiting import until
@@ -44,31 +42,6 @@ def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FactoryProcess
     assert str(folder) not in Path("/proc/self/mountinfo").read_text()
     assert not list(folder.glob("data/hosts/*/volumes/*"))
     assert not loops_of(str(folder))
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return images.archive(tmp_path_factory.mktemp("image"))
-
-
-@pytest.fixture
-def usina(factory: FactoryProcess, tmp_path: Path) -> Run:
-    """The command, as a person would use it."""
-    environment = {
-        **os.environ,
-        "USINA_ENDPOINT": f"http://127.0.0.1:{factory.port}",
-        "USINA_TOKEN": factory.token,
-        "USINA_PROJECT": "main",
-        "XDG_CONFIG_HOME": str(tmp_path / "config"),
-    }
-
-    def usina(*words: str, input: str = "") -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "usina.cli", *words]
-        return subprocess.run(
-            command, env=environment, cwd=tmp_path, capture_output=True, text=True, input=input, timeout=120
-        )
-
-    return usina
 
 
 def test_written_by_a_process_and_read_by_a_container(factory: FactoryProcess, usina: Run, archive: Path) -> None:

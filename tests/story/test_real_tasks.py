@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from usina.client import Client
-from usina.testing import images
 from usina.testing.process import FactoryProcess, end_helpers
 from usina.testing.waiting import until
 
@@ -37,11 +36,6 @@ def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FactoryProcess
         finally:
             process.empty(("tasks",))
     end_helpers(folder)
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return images.archive(tmp_path_factory.mktemp("image"))
 
 
 @pytest.fixture
