@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -61,6 +62,7 @@ class PodmanDriver:
         self._last: dict[str, Sight] = {}
         self._starting: dict[str, asyncio.Lock] = {}
         self._limits: dict[str, asyncio.Task[None]] = {}
+        self._reading: dict[str, threading.Lock] = {}
 
     async def _podman(self) -> Api:
         async with self._finding:
@@ -270,7 +272,8 @@ class PodmanDriver:
         await _patiently(api, "DELETE", f"/volumes/{name}", {"force": True})
         await self._cards.drop(handle)
         await self._mounts.drop(handle)
-        self._spool(handle).drop()
+        await asyncio.to_thread(self._spool(handle).drop)
+        self._reading.pop(handle, None)
         self._path(handle, "note").unlink(missing_ok=True)
 
     async def leftovers(self) -> Sequence[str]:
@@ -373,7 +376,8 @@ class PodmanDriver:
 
     def _spool(self, handle: str) -> Spool:
         hidden = tuple(secret.encode() for secret in self._note(handle).secrets)
-        return Spool(self._path(handle, "log"), hidden, self._settings.log_limit)
+        lock = self._reading.setdefault(handle, threading.Lock())
+        return Spool(self._path(handle, "log"), hidden, self._settings.log_limit, lock)
 
 
 async def _patiently(api: Api, method: str, path: str, query: Mapping[str, object]) -> None:
