@@ -22,13 +22,9 @@ def drivers_page() -> str:
 
 def openapi_document() -> dict[str, Any]:
     """The native door's OpenAPI document, without a factory."""
-    from usina.facades.native.api import make
+    from usina.facades.native.api import application
 
-    class Nowhere:
-        plugins: dict[str, Any] = {}
-        recipes: dict[str, str] = {}
-
-    return make(Nowhere()).openapi()  # type: ignore[arg-type]
+    return application().openapi()
 
 
 def api_page() -> str:

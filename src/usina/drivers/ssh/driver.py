@@ -276,7 +276,7 @@ class MachineTasks:
             if read is None:
                 return
             lines = taken(mark, read, hidden, int(note.skew * 1000))
-            await asyncio.to_thread(self._copies.add, note.handle, mark, lines)
+            self._copies.add(note.handle, mark, lines)  # no thread, which would go on when who asked has left
             if read.complete:
                 return
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -35,12 +36,13 @@ _ORDERED = (
 
 
 def serve(house: House) -> ShortWay:
-    """What is mounted: the application for one house, with a short way for orders."""
-    return ShortWay(house, make(house), _V1, _ORDERED)
+    """What is mounted: the application, told which house it serves, with a short way for orders."""
+    return ShortWay(house, application(), _V1, _ORDERED)
 
 
-def make(house: House) -> FastAPI:
-    """The application for one house, with every route."""
+@cache
+def application() -> FastAPI:
+    """Every route. Requests bring their house along, so that one application does for all (`door.house_of`)."""
     app = FastAPI(
         title="Usina",
         version=__version__,
@@ -50,11 +52,10 @@ def make(house: House) -> FastAPI:
         openapi_url="/openapi.json",
         max_body_size=door.BODY_LIMIT,
     )
-    app.state.house = house
     for kind, handler in door.HANDLERS.items():
         app.add_exception_handler(kind, handler)
     for router in (
-        _about(house),
+        _about(),
         *_ORDERED,
         hosts.router,
         placement.router,
@@ -73,11 +74,12 @@ def make(house: House) -> FastAPI:
     return app
 
 
-def _about(house: House) -> APIRouter:
+def _about() -> APIRouter:
     router = APIRouter(tags=["site"], responses=door.problems(401))
 
     @router.get("/site", response_model=SiteOut, summary="What this site offers")
     async def site(context: door.Reader) -> Response:
+        house = context.house
         drivers = {name: {"summary": p.summary, "options": p.options} for name, p in house.plugins.items()}
         return reply({"version": __version__, "drivers": drivers, "recipes": sorted(house.recipes)})
 

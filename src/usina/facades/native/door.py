@@ -25,6 +25,8 @@ log = structlog.get_logger()
 
 BODY_LIMIT = 2 * 1024 * 1024
 """Bytes of a request body, but for uploads."""
+HOUSE = "usina.house"
+"""Where a request's ASGI scope has the house that it came for."""
 _STATUS: list[tuple[type[errors.UsinaError], int, str]] = [
     (errors.Invalid, 422, "Invalid request"),
     (errors.Unauthenticated, 401, "Not authenticated"),
@@ -52,6 +54,12 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 # --- who calls
 
 
+def house_of(connection: HTTPConnection) -> House:
+    """The house that a request came for."""
+    house: House = connection.scope[HOUSE]
+    return house
+
+
 async def authenticate(house: House, connection: HTTPConnection) -> Actor:
     """Bearer token, or Basic with key id and secret. Raises `Unauthenticated`."""
     scheme, _, value = connection.headers.get("authorization", "").partition(" ")
@@ -77,12 +85,12 @@ async def _caller(
         ),
     ] = None,
 ) -> Context:
-    house: House = request.app.state.house
+    house = house_of(request)
     return Context(house, await authenticate(house, request), idempotency_key)
 
 
 async def _reader(request: Request) -> Context:
-    house: House = request.app.state.house
+    house = house_of(request)
     return Context(house, await authenticate(house, request))
 
 

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from usina.app.context import Context, House
 from usina.core.errors import Invalid
-from usina.facades.native.door import BODY_LIMIT, REQUEST_KEY, answer_to, authenticate
+from usina.facades.native.door import BODY_LIMIT, HOUSE, REQUEST_KEY, answer_to, authenticate, house_of
 
 Endpoint = Callable[..., Awaitable[Response]]
 
@@ -41,6 +41,7 @@ class ShortWay:
         return frozenset(self._orders)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[HOUSE] = self._house
         if scope["type"] == "http" and scope["method"] == "POST":
             order = self._orders.get(scope["path"].removeprefix(scope.get("root_path", "")))
             if order is not None:
@@ -58,7 +59,8 @@ class ShortWay:
         await response(request.scope, request.receive, send)
 
     async def _answer(self, endpoint: Endpoint, adapter: TypeAdapter[Any], request: Request) -> Response:
-        actor = await authenticate(self._house, request)
+        house = house_of(request)
+        actor = await authenticate(house, request)
         key = request.headers.get("idempotency-key")
         if key is not None and not re.fullmatch(REQUEST_KEY, key):
             raise Invalid("Idempotency-Key: 1 to 200 printable characters", field="Idempotency-Key")
@@ -71,7 +73,7 @@ class ShortWay:
         except ValidationError as error:
             found = [{**e, "loc": ("body", *e["loc"])} for e in error.errors(include_url=False, include_context=False)]
             raise RequestValidationError(found) from None
-        return await endpoint(Context(self._house, actor, key), body)
+        return await endpoint(Context(house, actor, key), body)
 
 
 async def _content(request: Request) -> bytes:

@@ -12,9 +12,9 @@ from contextlib import suppress
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from usina.app import access, task_access
-from usina.app.context import Context, House
+from usina.app.context import Context
 from usina.core import errors
-from usina.facades.native.door import authenticate
+from usina.facades.native.door import authenticate, house_of
 from usina.ports.driver import Console, DriverError
 from usina.ports.tasks import Terminal
 
@@ -31,7 +31,7 @@ _CODES = {
 
 
 async def _context(socket: WebSocket) -> Context:
-    house: House = socket.app.state.house
+    house = house_of(socket)
     return Context(house, await authenticate(house, socket))
 
 
