@@ -53,7 +53,8 @@ def loops_of(handle: str) -> list[str]:
 
 async def outcome(stack: TaskDriver, make: Make, script: str, *mounts: MountPlan) -> tuple[int | None, list[str]]:
     """The exit code of a run, and what it said."""
-    async with begun(stack, make(script, volumes=mounts)) as run:
+    both = f"exec 2>&1; {script}"  # in the order in which it said them: two streams have none between them
+    async with begun(stack, make(both, volumes=mounts)) as run:
         assert run.handle not in Path("/proc/self/mountinfo").read_text(), "what is mounted is the run's alone"
         end = await ended(stack, run.handle)
         return end.code, await said(stack, run.handle)
