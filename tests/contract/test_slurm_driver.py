@@ -236,7 +236,7 @@ class TestArraysAndGangs:
         script = 'echo "+"; sleep 1; echo "-"'
         async with begun(stack, make(script, indices=(1, 2, 3), at_once=1, memory=50 * MiB)) as run:
             sight = await running(stack, run.handle)
-            assert {unit.state for unit in sight.units} == {"running", "queued"}
+            assert [unit.state for unit in sight.units].count("running") <= 1
             end = await ended(stack, run.handle)
             spans = sorted((unit.since, unit.at) for unit in end.units)
             assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans)), spans
