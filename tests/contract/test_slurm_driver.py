@@ -7,6 +7,7 @@ import itertools
 import json
 import pwd
 import secrets
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -233,14 +234,18 @@ class TestWhatIsAsked:
 
 class TestArraysAndGangs:
     async def test_so_many_of_an_array_run_at_a_time(self, stack: SlurmDriver, make: Make) -> None:
-        script = 'echo "+"; sleep 1; echo "-"'
-        async with begun(stack, make(script, indices=(1, 2, 3), at_once=1, memory=50 * MiB)) as run:
-            sight = await running(stack, run.handle)
-            assert [unit.state for unit in sight.units].count("running") <= 1
-            end = await ended(stack, run.handle)
-            spans = sorted((unit.since, unit.at) for unit in end.units)
-            assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans)), spans
-            assert end.usage and end.code == 0 and [unit.code for unit in end.units] == [0, 0, 0]
+        with tempfile.TemporaryDirectory() as place:  # where the job's user can look, too
+            gate = Path(place)
+            gate.chmod(0o755)
+            wish = make(f"until [ -e {gate}/open ]; do sleep 0.1; done", indices=(1, 2, 3), at_once=1, memory=50 * MiB)
+            async with begun(stack, wish) as run:
+                sight = await running(stack, run.handle)
+                assert {unit.state for unit in sight.units} == {"running", "queued"}
+                (gate / "open").touch()
+                end = await ended(stack, run.handle)
+                spans = sorted((unit.since, unit.at) for unit in end.units)
+                assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans)), spans
+                assert end.usage and end.code == 0 and [unit.code for unit in end.units] == [0, 0, 0]
 
     async def test_a_stopped_array_begins_nothing_more(self, stack: SlurmDriver, make: Make) -> None:
         async with begun(stack, make("echo begun; sleep 60", indices=tuple(range(6)), at_once=2)) as run:
