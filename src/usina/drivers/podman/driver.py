@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -62,7 +63,7 @@ class PodmanDriver:
         self._last: dict[str, Sight] = {}
         self._starting: dict[str, asyncio.Lock] = {}
         self._limits: dict[str, asyncio.Task[None]] = {}
-        self._reading: dict[str, threading.Lock] = {}
+        self._reading: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()  # while a spool has it
 
     async def _podman(self) -> Api:
         async with self._finding:
@@ -273,7 +274,6 @@ class PodmanDriver:
         await self._cards.drop(handle)
         await self._mounts.drop(handle)
         await asyncio.to_thread(self._spool(handle).drop)
-        self._reading.pop(handle, None)
         self._path(handle, "note").unlink(missing_ok=True)
 
     async def leftovers(self) -> Sequence[str]:
