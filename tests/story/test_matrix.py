@@ -100,8 +100,28 @@ TABLE: dict[tuple[str, str], tuple[Role, Body]] = {
     ("POST", "/v1/tasks/{task}/rerun"): (M, None),
     ("POST", "/v1/tasks/{task}/stop"): (M, None),
     ("DELETE", "/v1/tasks/{task}"): (M, None),
+    ("GET", "/v1/runtimes"): (V, None),
+    ("GET", "/v1/endpoints/{endpoint}"): (V, None),
+    ("POST", "/v1/endpoints"): (M, lambda s: OUTSIDE | {"name": fresh("e"), "project": s.project}),
+    ("GET", "/v1/endpoints/{endpoint}/replicas"): (V, None),
+    ("PATCH", "/v1/endpoints/{endpoint}"): (M, lambda s: {"waiting": 3}),
+    ("POST", "/v1/endpoints/{endpoint}/canary"): (M, lambda s: {"weight": 0.2}),
+    ("POST", "/v1/endpoints/{endpoint}/promote"): (M, None),
+    ("POST", "/v1/endpoints/{endpoint}/rollback"): (M, None),
+    ("DELETE", "/v1/endpoints/{endpoint}"): (M, None),
     ("PUT", "/v1/blobs/{digest}"): (M, None),
     ("POST", "/v1/blobs/known"): (M, lambda s: {"digests": [EMPTY]}),
+    ("GET", "/v1/models/{model}"): (V, None),
+    ("POST", "/v1/models"): (M, lambda s: {"name": f"lab/{fresh()}", "project": s.project}),
+    ("PATCH", "/v1/models/{model}"): (M, lambda s: {"gated": True}),
+    ("POST", "/v1/models/{model}/accept"): (V, None),
+    ("GET", "/v1/models/{model}/acceptances"): (M, None),
+    ("PUT", "/v1/models/{model}/content/{digest}"): (M, None),
+    ("POST", "/v1/models/{model}/content/known"): (M, lambda s: {"digests": [EMPTY]}),
+    ("POST", "/v1/models/{model}/commits"): (M, lambda s: {"title": "x", "files": [{"path": "x", "digest": EMPTY}]}),
+    ("GET", "/v1/models/{model}/commits"): (V, None),
+    ("POST", "/v1/models/import"): (M, lambda s: {"model": f"lab/{fresh()}", "project": s.project}),
+    ("DELETE", "/v1/models/{spare_model}"): (M, None),
     # identity
     ("GET", "/v1/projects/{project}"): (V, None),
     ("POST", "/v1/projects"): (A, lambda s: {"name": fresh("p"), "tenant": s.tenant}),
@@ -120,6 +140,12 @@ TABLE: dict[tuple[str, str], tuple[Role, Body]] = {
     ("POST", "/v1/keys"): (A, lambda s: {"name": fresh("k"), "member": s.things["member"]}),
     ("POST", "/v1/keys/{key}/rotate"): (A, lambda s: {}),
     ("DELETE", "/v1/keys/{key}"): (A, None),
+    ("PUT", "/v1/keys/{key}/limits"): (A, lambda s: {"requests": 5}),
+    ("GET", "/v1/budgets"): (V, None),
+    ("PUT", "/v1/budgets/{project}"): (A, lambda s: {"tokens": 5}),
+    ("GET", "/v1/budgets/{project}"): (V, None),
+    ("DELETE", "/v1/budgets/{project}"): (A, None),
+    ("GET", "/v1/usage"): (V, None),
     ("GET", "/v1/quotas/{project}"): (V, None),
     ("PUT", "/v1/quotas/{project}"): (A, lambda s: {"gpus": 5}),
     # the site's own
@@ -141,11 +167,14 @@ TABLE: dict[tuple[str, str], tuple[Role, Body]] = {
     # lists: everybody may ask; what is in them is tested apart
     ("GET", "/v1/machines"): (V, None),
     ("GET", "/v1/tasks"): (V, None),
+    ("GET", "/v1/endpoints"): (V, None),
     ("GET", "/v1/volumes"): (V, None),
     ("GET", "/v1/networks"): (V, None),
     ("GET", "/v1/security-groups"): (V, None),
     ("GET", "/v1/forwards"): (V, None),
     ("GET", "/v1/images"): (V, None),
+    ("GET", "/v1/models"): (V, None),
+    ("GET", "/v1/models/catalogue"): (V, None),
     ("GET", "/v1/projects"): (V, None),
     ("GET", "/v1/tenants"): (V, None),
     ("GET", "/v1/members"): (V, None),
@@ -153,8 +182,10 @@ TABLE: dict[tuple[str, str], tuple[Role, Body]] = {
     ("GET", "/v1/events"): (V, None),
     ("GET", "/v1/events/stream"): (V, None),
 }  # fmt: skip
-LISTS = {"machines", "tasks", "volumes", "networks", "security-groups", "forwards", "images"}
+OUTSIDE = {"model": "m", "runtime": "external", "url": "https://1.1.1.1/v1"}
+LISTS = {"machines", "tasks", "endpoints", "volumes", "networks", "security-groups", "forwards", "images", "models"}
 EMPTY = hashlib.sha256(b"").hexdigest()
+PUBLIC = ("/v1/site", "/v1/whoami", "/v1/models/catalogue", "/v1/runtimes")
 PARTLESS = ("POST", "/v1/hosts/adopt")  # a pretended host has no parts, which is told as 422
 
 
@@ -205,6 +236,9 @@ async def a_site(factory: Running, name: str) -> Site:
         await client.post(f"/machines/{machine['id']}/snapshots", json={"name": "s1"})
         task = await make("/tasks", on="fake", command=["sleep", "600"], project=project)
         done = await make("/tasks", on="fake", command=["true"], outputs=["*"], project=project)
+        endpoint = await make("/endpoints", name="e1", project=project, **OUTSIDE)
+        model = await make("/models", name="lab/model", project=project)
+        spare_model = await make("/models", name="lab/spare", project=project)
 
         async def quiet() -> bool:
             m = (await client.get(f"/machines/{machine['id']}")).json()
@@ -218,6 +252,8 @@ async def a_site(factory: Running, name: str) -> Site:
         "forward": forward["id"], "image": image, "upload": upload["id"], "used": used["id"], "member": other["id"],
         "spare": spare["id"], "key": key["id"], "snapshot": "s1", "tenant": tenant, "project": project,
         "task": task["id"], "done": done["id"], "artifact": "outputs.tar", "digest": EMPTY,
+        "endpoint": endpoint["id"],
+        "model": model["id"], "spare_model": spare_model["id"],
         "mac": machine["spec"]["interfaces"][0]["mac"],
     }  # fmt: skip
     return Site(tenant, project, things, tokens)
@@ -232,6 +268,9 @@ async def replenish(factory: Running, site: Site) -> None:
         if (await client.get(f"/keys/{site.things['key']}")).json().get("revoked_at"):
             answer = await client.post("/keys", json={"name": "k", "member": site.things["member"]})
             site.things["key"] = answer.json()["id"]
+        if (await client.get(f"/models/{site.things['spare_model']}")).status_code == 404:
+            answer = await client.post("/models", json={"name": "lab/spare", "project": site.project})
+            site.things["spare_model"] = answer.json()["id"]
 
 
 async def call(factory: Running, site: Site, method: str, path: str, token: str | None) -> int:
@@ -299,8 +338,8 @@ async def test_every_route_for_every_role_in_own_and_foreign_projects(factory: R
         assert await call(factory, own, method, path, None) == 401, (method, path, "nobody")
         for word in ("viewer", "member", "admin"):
             status = await call(factory, foreign, method, path, own.tokens[word])
-            public = path in ("/v1/site", "/v1/whoami") or (normalised(path) in (
-                "/v1/projects", "/v1/tenants", "/v1/members", "/v1/keys"
+            public = path in PUBLIC or (normalised(path) in (
+                "/v1/projects", "/v1/tenants", "/v1/members", "/v1/keys", "/v1/budgets", "/v1/usage"
             ) and method == "GET")  # fmt: skip
             if public:
                 assert status == 200, (method, path, word, "foreign")

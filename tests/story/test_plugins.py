@@ -74,3 +74,36 @@ def test_a_driver_dropped_in_is_served_documented_and_contract_tested(way: objec
     told = run("-m", "pytest", "tests/contract/test_every_driver.py", "-k", "throwaway", "-p", "no:cacheprovider")
     passed = re.search(r"(\d+) passed", told)
     assert passed is not None and int(passed[1]) > 20, told
+
+
+RUNTIME = '''"""A runtime that was not there yesterday."""
+from dataclasses import replace
+from usina.runtimes.external import PLUGIN as EXTERNAL
+PLUGIN = replace(EXTERNAL, name="throwaway", summary="Dropped in by a test.")
+'''
+
+ASK_RUNTIMES = """
+import asyncio, pathlib, sys
+from usina.server.reference import runtimes_page
+from usina.testing.factory import running
+
+async def main():
+    assert "throwaway" in runtimes_page(), "not documented"
+    async with running(pathlib.Path(sys.argv[1]), plugins={}) as factory:
+        async with factory.client() as client:
+            found = (await client.get("/runtimes")).json()["items"]
+            assert "throwaway" in [one["name"] for one in found]
+
+asyncio.run(main())
+"""
+
+
+def test_a_runtime_dropped_in_is_served_and_documented(tmp_path: Path) -> None:
+    path = by_folder(tmp_path)
+    shelf = path / "usina/runtimes/throwaway"
+    shelf.mkdir()
+    (shelf / "__init__.py").write_text(RUNTIME)
+    environment = os.environ | {"PYTHONPATH": str(path)}
+    command = [sys.executable, "-c", ASK_RUNTIMES, str(tmp_path / "data")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from usina.client import ApiError, CannotConnect, Client, FreshKey, ResourceFailed, WaitedTooLong
+from usina.client import ApiError, CannotConnect, Client, FreshKey, Limits, ResourceFailed, WaitedTooLong
 from usina.client.events import read_events
 from usina.client.wire import segment
 from usina.core.errors import Invalid
@@ -172,7 +172,7 @@ class TestErrors:
 
     def test_a_fresh_key_hides_its_secret(self) -> None:
         assert "hunter2" not in repr(
-            FreshKey("key-1", "m", "k", 1, None, None, None, None, None, None, "hunter2", "usk-hunter2")  # type: ignore[arg-type]
+            FreshKey("key-1", "m", "k", 1, None, None, None, None, None, None, Limits(), "hunter2", "usk-hunter2")  # type: ignore[arg-type]
         )
 
 

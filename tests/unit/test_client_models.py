@@ -8,15 +8,16 @@ import msgspec
 import pytest
 from pydantic import BaseModel
 
-from usina.client import models
-from usina.facades.native import answers
+from usina.client import hub, models
+from usina.facades.native import answers, model_answers
 
 Schema = dict[str, Any]
 
 PAIRS: dict[type[msgspec.Struct], type[BaseModel]] = {
-    struct: getattr(answers, f"{name}Out")
-    for name, struct in vars(models).items()
-    if isinstance(struct, type) and issubclass(struct, msgspec.Struct) and hasattr(answers, f"{name}Out")
+    struct: getattr(door, f"{name}Out")
+    for client, door in ((models, answers), (hub, model_answers))
+    for name, struct in vars(client).items()
+    if isinstance(struct, type) and issubclass(struct, msgspec.Struct) and hasattr(door, f"{name}Out")
 }
 
 
@@ -47,5 +48,6 @@ def test_the_client_reads_what_the_door_writes(struct: type[msgspec.Struct]) -> 
 
 
 def test_every_shape_has_its_pair() -> None:
-    written = {name.removesuffix("Out") for name, one in vars(answers).items() if name.endswith("Out") and one}
+    doors = [*vars(answers).items(), *vars(model_answers).items()]
+    written = {name.removesuffix("Out") for name, one in doors if name.endswith("Out") and one}
     assert written - {"Offset"} == {struct.__name__ for struct in PAIRS}  # an upload counts for itself

@@ -15,9 +15,10 @@ import pytest
 from usina.core.errors import Invalid, TooLarge, Unavailable
 from usina.core.ids import Ids
 from usina.core.units import MiB
+from usina.services import reach as reaching
 from usina.services.images import ImageLibrary, Reach
 from usina.services.images import fetch as fetching
-from usina.services.images.fetch import is_public
+from usina.services.reach import is_public
 
 DISK = b"\0" * 510 + b"\x55\xaa" + bytes(range(256)) * 8192
 DIGEST = hashlib.sha256(DISK).hexdigest()
@@ -232,7 +233,7 @@ async def test_a_redirect_into_the_house_is_refused(tmp_path: Path, monkeypatch:
         async def names(host: str, port: int) -> list[str]:
             return ["127.0.0.1"]
 
-        monkeypatch.setattr(fetching, "is_public", lambda address: len(server.seen) == 0)
+        monkeypatch.setattr(reaching, "is_public", lambda address: len(server.seen) == 0)
         with pytest.raises(Invalid, match="not on the public internet"):
             await library(tmp_path, Reach(resolve=names)).fetch(
                 IMAGE, f"http://images.example:{port}/to/http://127.0.0.1:{port}/disk", limit=8 * MiB

@@ -21,6 +21,8 @@ PLANTED = {
     "operations-are-not-the-engine": ("app/hosts.py", "import usina.engine.fleet"),
     "drivers-stand-alone": ("drivers/fake/world.py", "import usina.store.store"),
     "drivers-are-blind": ("drivers/fake/driver.py", "import usina.drivers.libvirt"),
+    "runtimes-decide-only": ("runtimes/vllm/recipe.py", "import usina.store.store"),
+    "runtimes-are-blind": ("runtimes/vllm/recipe.py", "import usina.runtimes.nim"),
     "hardware-is-below-drivers": ("hardware/health.py", "import usina.store.store"),
     "services-are-slices": ("services/images/library.py", "import usina.store.store"),
     "cli-is-a-client": ("cli/main.py", "import usina.app.context"),

@@ -47,7 +47,8 @@ async def post(*chunks: bytes, token: str = "good", headers: tuple[tuple[bytes, 
 
 
 def test_plain_orders_and_nothing_else_take_it() -> None:
-    orders = ("machines", "machines/batch", "tasks", "volumes", "networks", "security-groups", "forwards", "images")
+    orders = ("machines", "machines/batch", "tasks", "endpoints", "volumes", "networks", "security-groups", "forwards")
+    orders += ("images",)
     assert serve(_House()).paths == {f"/v1/{order}" for order in orders}  # type: ignore[arg-type]
 
 

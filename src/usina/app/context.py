@@ -12,6 +12,7 @@ import msgspec
 from usina.app.addresses import Addresses
 from usina.app.doors import Doors
 from usina.app.near import Near
+from usina.core.catalogue import CatalogueEntry
 from usina.core.clock import Clock
 from usina.core.errors import Conflict, NotFound, QuotaExceeded, Unauthenticated, UsinaError
 from usina.core.event import Event
@@ -26,6 +27,9 @@ from usina.ports.blobs import Blobs
 from usina.ports.driver import DriverPlugin
 from usina.ports.fleet import Hosts
 from usina.ports.library import Library
+from usina.ports.llm import Gateway
+from usina.ports.models import ModelReader, Upstream
+from usina.ports.runtime import RuntimePlugin
 from usina.ports.vault import Vault
 from usina.store.leases import Leased
 from usina.store.store import Store
@@ -42,6 +46,14 @@ class Engine(Protocol):
 
     def hint(self, leased: Sequence[Leased] = ()) -> None:
         """Something was ordered; and what was ordered with a lease."""
+        ...
+
+
+class Reach(Protocol):
+    """Where the site may go, on behalf of others."""
+
+    async def check(self, url: str) -> None:
+        """Raises `Invalid` (field "url") for what may not be reached: addresses within, unless they are allowed."""
         ...
 
 
@@ -64,6 +76,14 @@ class House:
     policies: Policies  # of placement
     blobs: Blobs
     vault: Vault
+    gateway: Gateway
+    runtimes: Mapping[str, RuntimePlugin]
+    runtime_settings: Mapping[str, Mapping[str, str]]  # the operator's, by runtime
+    reach: Reach
+    models: ModelReader
+    upstream: Upstream | None  # hub to import models from
+    fetch_on_demand: bool  # from there, when somebody asks at the hub's door
+    catalogue: Sequence[CatalogueEntry]
 
 
 @dataclass(frozen=True, slots=True)

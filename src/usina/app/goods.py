@@ -229,6 +229,8 @@ async def delete_defaults(context: Context, owner: Project) -> None:
     """Ask the default network and group to go, and wait a moment until they have. Raises `Conflict` if more is left."""
     if await context.store.resources.count(owner.id) > 2:
         raise Conflict(f"project {owner.name} still has resources", code="in-use")
+    if await context.store.models.page(None, only=owner.id, limit=1):
+        raise Conflict(f"project {owner.name} still has models", code="in-use")
     for kind in (Kind.NETWORK, Kind.SECURITY_GROUP):
         if await context.store.resources.named(kind, owner.id, "default"):
             await delete(context, kind, "default", owner.id)

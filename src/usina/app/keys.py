@@ -10,6 +10,7 @@ from usina.core.errors import Forbidden, Invalid, NotFound
 from usina.core.event import Event
 from usina.core.grant import Grant, permit_own
 from usina.core.ids import is_id
+from usina.core.llm import UNLIMITED, Limits
 from usina.core.names import check_member_name
 from usina.core.tenancy import Action, Key, Member, Role
 from usina.core.units import Instant
@@ -33,10 +34,12 @@ async def create(
     project: str | None = None,
     role: str | None = None,
     expires_at: Instant | None = None,
+    limits: Limits = UNLIMITED,
 ) -> FreshKey:
     """A new key. It can do at most what its member can, and no more than the key that makes it."""
     check_member_name(name)
     owner, grant = await _of(context, member)
+    await must_be_free(context)
     ceiling = _role(role)
     if expires_at is not None and expires_at <= context.now:
         raise Invalid("expires_at: lies in the past", field="expires_at")
@@ -54,6 +57,7 @@ async def create(
         project=only,
         role=None if ceiling is Role.OPERATOR else ceiling,
         expires_at=expires_at,
+        limits=limits,
     )
     work = context.work()
     writers.add_key(work, key, grant)
@@ -87,6 +91,7 @@ async def rotate(context: Context, id: str, expires_at: Instant | None = None) -
     if key.revoked_at is not None:
         raise NotFound("key not found")
     _within(context, key)
+    await must_be_free(context)
     changed = replace(key, version=key.version + 1, expires_at=expires_at or key.expires_at)
     work = context.work()
     writers.change_key(work, changed, grant)
@@ -116,6 +121,13 @@ async def _of(context: Context, ref: str) -> tuple[Member, Grant]:
     if Role.OPERATOR in member.roles.values() and not context.actor.is_operator:
         raise Forbidden("only an operator may manage an operator's keys")
     return member, grant
+
+
+async def must_be_free(context: Context) -> None:
+    """A key with limits or a budget at the gateway must not get round them by way of another key, nor change them."""
+    key = await context.store.identity.key(context.actor.key)
+    if key is not None and (key.limits != UNLIMITED or await context.store.llm.budgets([key.id])):
+        raise Forbidden("a key with limits or a budget can neither make nor change keys")
 
 
 def _within(context: Context, key: Key) -> None:

@@ -45,7 +45,7 @@ async def create(context: Context, order: TaskOrder) -> Task:
     for attempt in range(8):
         work = context.work()
         task = await _ordered(context, work, project, order, plugin, mounts, grant)
-        await _check_possible(context, task, native, home)
+        await check_possible(context, task, native, home)
         parts = [] if native else _parts(context, task)
         if network_of(order) is Network.PROJECT:
             task, parts = await connected(context, work, project, grant, order, task, parts)
@@ -74,7 +74,7 @@ def _stacks(context: Context) -> dict[str, DriverPlugin]:
     return {plugin.stack: plugin for plugin in context.house.plugins.values() if plugin.tasks is not None}
 
 
-async def _check_possible(context: Context, task: Task, native: bool, home: str | None) -> None:
+async def check_possible(context: Context, task: Task, native: bool, home: str | None) -> None:
     """Refuse now what could never be placed: for lack of a host, or by a quota. `home`: the host of its volumes."""
     alone = task if native else replace(task, spec=replace(task.spec, replicas=1))
     needs = needs_of(alone, context.now)
@@ -278,5 +278,8 @@ async def delete(context: Context, ref: str, project: str | None = None, if_matc
 
 
 def _whole_only(task: Task) -> None:
-    if task.parent:
+    if task.spec.parent:
         raise Conflict("it is a part of an array or gang; speak of the whole", code="part-of-another")
+    if task.parent:
+        endpoint = task.labels.get("endpoint", task.parent)
+        raise Conflict(f"it is a replica of endpoint {endpoint}; change that", code="part-of-another")

@@ -331,14 +331,14 @@ def _not_above(context: Context, member: Member) -> None:
 
 
 async def find_quota(context: Context, ref: str) -> Quota:
-    scope = await _quota_scope(context, ref)
+    scope = await scope_of(context, ref)
     context.require(Action.QUOTA_VIEW, scope, "quota")
     return await _quota(context, scope)
 
 
 async def set_quota(context: Context, ref: str, limits: Mapping[str, int | None]) -> Quota:
     """Set limits; None takes a limit away. Measures not named stay as they are. What exists already stays."""
-    scope = await _quota_scope(context, ref)
+    scope = await scope_of(context, ref)
     action = Action.QUOTA_PROJECT if scope.project is not None else Action.QUOTA_TENANT
     grant = context.require(action, scope, "quota")
     for measure, limit in limits.items():
@@ -356,7 +356,8 @@ async def set_quota(context: Context, ref: str, limits: Mapping[str, int | None]
     return changed
 
 
-async def _quota_scope(context: Context, ref: str) -> Scope:
+async def scope_of(context: Context, ref: str) -> Scope:
+    """The tenant or project that `ref` is the id or name of. Raises `NotFound`."""
     if is_id(ref, "tenant"):
         tenant, _ = await find_tenant(context, ref)
         return Scope(tenant.id)

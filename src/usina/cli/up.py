@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 from rich.rule import Rule
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 HOME = Path("~/.local/share/usina")
 PORT = 8470
-_ROLES = ("api", "engine")
+_ROLES = ("api", "engine", "gateway")
 
 
 def up(
@@ -31,13 +33,24 @@ def up(
     master_key_file: Annotated[
         Path | None, typer.Option(help="Key that all secrets derive from; else in the folder.", metavar="FILE")
     ] = None,
-    roles: Annotated[str, typer.Option(help="What this process does: api, engine or both.")] = "api,engine",
+    roles: Annotated[str, typer.Option(help="What this process does, of api, engine, gateway.")] = ",".join(_ROLES),
     local_host: Annotated[bool, typer.Option(help="Take this machine into service when founding.")] = True,
     allow_private_urls: Annotated[bool, typer.Option(help="Let images be fetched from private addresses.")] = False,
+    hub_upstream: Annotated[
+        str, typer.Option(help="Hub that models may be imported from (Hugging Face protocol).", metavar="URL")
+    ] = "",
+    hub_token_file: Annotated[Path | None, typer.Option(help="File with the key for it.", metavar="FILE")] = None,
+    hub_on_demand: Annotated[bool, typer.Option(help="Import from it whatever members ask for.")] = False,
     policy: Annotated[
         list[str] | None,
         typer.Option(
             help="How to place: a policy for all hosts, or one for a group of them.", metavar="[GROUP:]POLICY"
+        ),
+    ] = None,
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Setting of what serves models, such as vllm.image; repeat it.", metavar="NAME.SETTING=VALUE"
         ),
     ] = None,
 ) -> None:
@@ -48,7 +61,9 @@ def up(
       usina up --data-dir /srv/usina --bind 0.0.0.0
       usina up --data-dir /srv/usina --database postgresql://usina@db/usina --master-key-file /etc/usina.key
       usina up --no-local-host --port 8571 --data-dir /tmp/trial
+      usina up --hub-upstream https://hub.example.org --hub-token-file /etc/usina-hub.token
       usina up --policy fragmentation --policy cpu:pack
+      usina up --runtime vllm.image=docker.io/vllm/vllm-openai:latest
     """
     from usina.server.run import run
     from usina.server.settings import Settings
@@ -62,12 +77,37 @@ def up(
         roles=_roles(roles),
         local_host=local_host,
         allow_private_urls=allow_private_urls,
+        hub_upstream=_hub(hub_upstream),
+        hub_token_file=hub_token_file.expanduser().absolute() if hub_token_file else None,
+        hub_on_demand=hub_on_demand,
         policies=tuple(policy or ()),
+        runtimes=_runtimes(runtime or ()),
     )
     try:
         run(settings, announce)
     except PermissionError as error:
         raise Invalid(f"data-dir: {error.filename or data_dir}: {error.strerror}", field="data-dir") from None
+
+
+def _runtimes(words: Sequence[str]) -> dict[str, dict[str, str]]:
+    """``vllm.image=…`` → {"vllm": {"image": "…"}}. Names of runtimes may have points in them, settings none."""
+    found: dict[str, dict[str, str]] = {}
+    for word in words:
+        left, equals, value = word.partition("=")
+        name, point, setting = left.rpartition(".")
+        if not (equals and point and name and setting):
+            raise Invalid(f"runtime: {word!r} is not like vllm.image=VALUE", field="runtime")
+        found.setdefault(name, {})[setting] = value
+    return found
+
+
+def _hub(address: str) -> str:
+    parts = urlsplit(address)
+    if address and (parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None):
+        raise Invalid(
+            f"hub-upstream: {address!r} is not an address such as https://hub.example.org", field="hub-upstream"
+        )
+    return address.rstrip("/")
 
 
 def _roles(text: str) -> frozenset[str]:

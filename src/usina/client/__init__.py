@@ -6,6 +6,7 @@ Read `client.py` first; `wire.py` is how it speaks, `resources.py` what it can s
 from usina.client.client import Client
 from usina.client.errors import ApiError, CannotConnect, ResourceFailed, WaitedTooLong
 from usina.client.models import (
+    Budget,
     Card,
     Claim,
     Device,
@@ -15,7 +16,9 @@ from usina.client.models import (
     FreshKey,
     Host,
     Key,
+    Limits,
     Member,
+    ModelUsage,
     Project,
     Quota,
     Resource,
@@ -24,6 +27,7 @@ from usina.client.models import (
     Site,
     Tenant,
     Usage,
+    UsageReport,
     Victim,
     WhoAmI,
     Window,
@@ -33,6 +37,7 @@ from usina.client.tasks import LogLine
 
 __all__ = [
     "ApiError",
+    "Budget",
     "CannotConnect",
     "Card",
     "Claim",
@@ -45,8 +50,10 @@ __all__ = [
     "FreshKey",
     "Host",
     "Key",
+    "Limits",
     "LogLine",
     "Member",
+    "ModelUsage",
     "Project",
     "Quota",
     "Resource",
@@ -57,6 +64,7 @@ __all__ = [
     "Stream",
     "Tenant",
     "Usage",
+    "UsageReport",
     "Victim",
     "WaitedTooLong",
     "WhoAmI",

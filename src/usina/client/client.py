@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Self
 
 from usina.client import waiting
+from usina.client.endpoints import Endpoints
 from usina.client.errors import ApiError
 from usina.client.events import Events
+from usina.client.hub import Models
 from usina.client.identity import Hosts, Keys, Members, Projects, Quotas, Tenants
 from usina.client.images import Images
-from usina.client.models import Event, Resource, Site, WhoAmI
+from usina.client.llm import Budgets, UsageReports
+from usina.client.models import Event, Resource, Site, UsageReport, WhoAmI
 from usina.client.resources import Forwards, Machines, Networks, SecurityGroups, Volumes
 from usina.client.streams import Stream, open_stream
 from usina.client.tasks import Tasks
@@ -27,6 +30,7 @@ _PATHS = {
     "security_group": "/security-groups",
     "forward": "/forwards",
     "task": "/tasks",
+    "endpoint": "/endpoints",
 }
 
 
@@ -51,12 +55,16 @@ class Client:
         self.security_groups = SecurityGroups(wire, project)
         self.forwards = Forwards(wire, project)
         self.images = Images(wire, project)
+        self.models = Models(wire, project)
         self.tasks = Tasks(wire, project)
+        self.endpoints = Endpoints(wire, project)
         self.tenants = Tenants(wire)
         self.projects = Projects(wire)
         self.members = Members(wire)
         self.keys = Keys(wire)
         self.quotas = Quotas(wire)
+        self.budgets = Budgets(wire)
+        self._usage = UsageReports(wire)
         self.hosts = Hosts(wire)
         self._events = Events(wire, project)
 
@@ -69,6 +77,19 @@ class Client:
 
     def whoami(self) -> WhoAmI:
         return self._wire.one(WhoAmI, "GET", "/whoami")
+
+    def usage(
+        self,
+        by: Sequence[str] = ("endpoint",),
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        every: float = 0,
+        project: str | None = None,
+    ) -> UsageReport:
+        """What was used of models, summed by any of ``tenant``, ``project``, ``member``, ``key``, ``endpoint``,
+        ``model``."""
+        return self._usage.get(by, since=since, until=until, every=every, project=project)
 
     # --- what happened, what happens
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from usina.client.models import Claim, FreshKey, Host, Key, Member, Project, Quota, Tenant, Window, given
+from usina.client.models import Claim, FreshKey, Host, Key, Limits, Member, Project, Quota, Tenant, Window, given
 from usina.client.wire import Wire, segment
 
 
@@ -111,9 +111,11 @@ class Keys:
         project: str | None = None,
         role: str | None = None,
         expires_at: str | None = None,
+        limits: Limits | None = None,
     ) -> FreshKey:
         """The secret is in this answer and in no later one."""
-        body = given(name=name, member=member, project=project, role=role, expires_at=expires_at)
+        told = msgspec.to_builtins(limits) if limits is not None else None
+        body = given(name=name, member=member, project=project, role=role, expires_at=expires_at, limits=told)
         return self._wire.one(FreshKey, "POST", "/keys", body=body)
 
     def list(self, member: str | None = None) -> Iterator[Key]:
@@ -126,6 +128,10 @@ class Keys:
         """A new secret; the old one stops at once."""
         body = given(expires_at=expires_at)
         return self._wire.one(FreshKey, "POST", f"/keys/{segment(ref)}/rotate", body=body)
+
+    def limit(self, ref: str, limits: Limits) -> Key:
+        """Replace its limits at the gateway of models."""
+        return self._wire.one(Key, "PUT", f"/keys/{segment(ref)}/limits", body=msgspec.to_builtins(limits))
 
     def revoke(self, ref: str) -> None:
         self._wire.call("DELETE", f"/keys/{segment(ref)}")

@@ -81,6 +81,53 @@ class Member(msgspec.Struct, frozen=True):
     created_at: datetime
 
 
+class Limits(msgspec.Struct, frozen=True):
+    """Of a key at the gateway of models; 0 or nothing: no limit. Rates are per minute."""
+
+    models: tuple[str, ...] = ()
+    requests: int = 0
+    tokens: int = 0
+    concurrency: int = 0
+    priority: int = 0
+
+
+class Budget(msgspec.Struct, frozen=True):
+    """Tokens that a key, project or tenant may use up; `reserved` is held by gateways for what they let in."""
+
+    scope: str
+    tokens: int
+    every: str
+    spent: int
+    reserved: int
+    left: int
+    began_at: datetime | None
+    ends_at: datetime | None
+
+
+class ModelUsage(msgspec.Struct, frozen=True):
+    """Sums; what it was not asked by is None."""
+
+    at: datetime | None
+    tenant: str | None
+    project: str | None
+    member: str | None
+    key: str | None
+    endpoint: str | None
+    model: str | None
+    requests: int
+    failed: int
+    prompt: int
+    cached: int
+    completion: int
+    seconds: float
+
+
+class UsageReport(msgspec.Struct, frozen=True):
+    since: datetime
+    until: datetime
+    items: tuple[ModelUsage, ...]
+
+
 class Key(msgspec.Struct, frozen=True):
     id: str
     member: str
@@ -92,6 +139,7 @@ class Key(msgspec.Struct, frozen=True):
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
+    limits: Limits
 
 
 class FreshKey(Key, frozen=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -29,7 +29,7 @@ PAGE = 500
 CHUNK = 1 << 20
 _REPEATABLE = frozenset({"GET", "PUT", "DELETE"})
 
-Query = Mapping[str, str | int | None]
+Query = Mapping[str, str | int | Sequence[str] | None]
 
 
 class Wire:
@@ -151,7 +151,7 @@ def segment(text: str) -> str:
     return quote(text, safe="")
 
 
-def _params(query: Query | None) -> dict[str, str | int]:
+def _params(query: Query | None) -> dict[str, Any]:
     return {name: value for name, value in (query or {}).items() if value is not None}
 
 

@@ -114,6 +114,11 @@ def runs(stack: str) -> str:
     return f"task:{stack}"
 
 
+def has_tool(name: str) -> str:
+    """The trait of a provider that has a program which tasks can name."""
+    return f"tool:{name}"
+
+
 def merged(inventories: Sequence[Inventory]) -> Inventory:
     """One host as several drivers see it: sizes as the first says, what each can do, devices as all of them know."""
     first, *others = inventories

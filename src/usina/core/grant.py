@@ -6,10 +6,12 @@ for the reconciler's. `found` is for the founding of the site, before any member
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from usina.core.errors import Forbidden, NotFound
-from usina.core.tenancy import Action, Actor, Member, Role, Scope, least_role
+from usina.core.repository import Repository, may_use
+from usina.core.tenancy import Action, Actor, Member, Project, Role, Scope, least_role
 from usina.core.units import Instant
 
 
@@ -60,6 +62,13 @@ def permit_home(actor: Actor, tenant: str) -> Grant:
     return Grant(Action.TENANT_VIEW, Scope(tenant), actor.member)
 
 
+def permit_accept(actor: Actor, repository: Repository, projects: Sequence[Project]) -> Grant:
+    """Who may use a model from one of its `projects` may accept its licence, for itself. Else `NotFound`."""
+    if not actor.is_operator and not any(may_use(repository, one.tenant, one.id) for one in projects):
+        raise NotFound("model not found", field="model")
+    return Grant(Action.MODEL_ACCEPT, Scope(repository.tenant, repository.project), actor.member)
+
+
 def _sees(action: Action, role: Role) -> bool:
     view = _VIEW.get(action.value.split(".")[0])
     return view is not None and role >= least_role(view)
@@ -71,6 +80,7 @@ _VIEW |= {
     "machine": Action.RESOURCE_VIEW,
     "task": Action.RESOURCE_VIEW,
     "image": Action.RESOURCE_VIEW,
+    "model": Action.RESOURCE_VIEW,
     "key": Action.MEMBER_VIEW,
 }
 

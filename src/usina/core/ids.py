@@ -27,6 +27,9 @@ PREFIX = {
     "security_group": "sgr",
     "forward": "fwd",
     "task": "tsk",
+    "endpoint": "ept",
+    "budget": "bdg",
+    "model": "mdl",
 }
 
 

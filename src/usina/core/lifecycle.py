@@ -137,6 +137,44 @@ class EndParts(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class Scale(Step):
+    """Have so many replicas from now on."""
+
+    wanted: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class AddReplicas(Step):
+    """Order so many more tasks of an endpoint, of its variant or of the one on trial."""
+
+    count: int
+    canary: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DrainReplicas(Step):
+    """Send them nothing new, and let them end what they have begun."""
+
+    replicas: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DropReplicas(Step):
+    """Have their tasks deleted."""
+
+    replicas: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CountFailures(Step):
+    """They have failed: count them, drop the tasks of all but the last, and keep that for its log."""
+
+    replicas: tuple[str, ...]
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Apply(Step):
     """Make it, or bring it to the wish (volumes, networks, images, filters)."""
 

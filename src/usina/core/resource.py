@@ -21,6 +21,7 @@ class Kind(StrEnum):
     SECURITY_GROUP = "security_group"
     FORWARD = "forward"
     TASK = "task"
+    ENDPOINT = "endpoint"
 
 
 class Phase(StrEnum):

@@ -52,6 +52,7 @@ class File:
     path: str = ""  # relative to the working directory, or absolute; "" with `unpack`: the working directory itself
     unpack: bool = False  # a tar.gz, unpacked at `path`
     mode: int = 0o644
+    shared: bool = False  # read-only, and seen in place where the stack can: not copied for each run
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ class TaskSpec:
     command: tuple[str, ...] = ()
     image: str = ""  # a reference, for stacks that have images
     archive: str = ""  # digest of an OCI archive to be the image
+    tool: str = ""  # a program that hosts of its stack have by this name; `command` is what it is told
     environment: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict)  # name -> sealed value; in the environment when it runs
     files: tuple[File, ...] = ()
@@ -235,6 +237,7 @@ class FilePlan:
     path: str  # as `File.path`
     unpack: bool = False
     mode: int = 0o644
+    shared: bool = False  # see `File`; the name of `source` is its sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +275,7 @@ class TaskPlan:
     command: tuple[str, ...] = ()
     image: str = ""
     archive: str = ""  # path of an OCI archive on the control plane
+    tool: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)  # secrets included
     secret: frozenset[str] = frozenset()  # names in `environment` whose values must never be shown
     files: tuple[FilePlan, ...] = ()

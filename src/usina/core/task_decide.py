@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from usina.core.capacity import FOLDERS, GIVEN, Claim, DeviceRequest, Gang, Needs, runs
+from usina.core.capacity import FOLDERS, GIVEN, Claim, DeviceRequest, Gang, Needs, has_tool, runs
 from usina.core.lifecycle import (
     Admit,
     Again,
@@ -97,6 +97,8 @@ def needs_of(task: Task, now: Instant) -> Needs:
         traits.add(_REACHES[spec.network])
     if spec.volumes:
         traits.add(FOLDERS)
+    if spec.tool:
+        traits.add(has_tool(spec.tool))
     if spec.machine:  # which has claimed what its tasks use
         units, traits = 0, {runs(spec.on)}
     return Needs(
@@ -217,12 +219,24 @@ def _running(task: Task, view: View, since: Instant, now: Instant) -> Decision:
         return Decision(Phase.STOPPING, steps=(Stop(spec.grace),))
     answers: tuple[Answer, ...] = (_REACHED, Answer("Started", True, "running"))
     if spec.health is not None:
-        unwell = health_after(task, view, since, now)[1]
-        limits.append(
-            now if unwell >= spec.health.failures and spec.restart is not Restart.NEVER else now + spec.health.every
-        )
+        healthy, unwell = health_after(task, view, since, now)
+        again = unwell >= spec.health.failures and spec.restart is not Restart.NEVER
+        limits.append(now if again else now + asks_every(task, healthy, now))
         answers = (*answers, _healthy(unwell))
     return Decision(Phase.RUNNING, settled=True, due=min(limits, default=None), answers=answers)
+
+
+SOONEST = 0.2  # seconds between two questions how a task is that has just begun
+
+
+def asks_every(task: Task, healthy: bool | None, now: Instant) -> float:
+    """Seconds between two questions how it is. One that is coming up is asked often at first, so that it is known to
+    be well soon after it is."""
+    health = task.spec.health
+    if health is None or healthy:
+        return health.every if health is not None else 0.0
+    began = task.status.began_at if task.status.began_at is not None else now
+    return min(health.every, max(SOONEST, (now - began) / 8))
 
 
 def _healthy(unwell: int) -> Answer:

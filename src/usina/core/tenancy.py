@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
+from usina.core.llm import UNLIMITED, Limits
 from usina.core.units import Instant
 
 SITE = "*"
@@ -42,6 +43,9 @@ class Action(StrEnum):
     MACHINE_PIN_HOST = "machine.pin-host"
     IMAGE_SHARE = "image.share"  # with the whole tenant
     IMAGE_PUBLISH = "image.publish"  # to every tenant
+    MODEL_SHARE = "model.share"  # with the whole tenant
+    MODEL_PUBLISH = "model.publish"  # to every tenant
+    MODEL_ACCEPT = "model.accept"  # its licence, for oneself
     PROJECT_VIEW = "project.view"
     PROJECT_CREATE = "project.create"
     PROJECT_CHANGE = "project.change"
@@ -63,7 +67,7 @@ class Action(StrEnum):
 
 
 _LEAST = {
-    Role.VIEWER: {"resource.view", "project.view", "quota.view"},
+    Role.VIEWER: {"resource.view", "project.view", "quota.view", "model.accept"},
     Role.MEMBER: {
         "resource.create",
         "resource.change",
@@ -74,6 +78,7 @@ _LEAST = {
     },
     Role.ADMIN: {
         "image.share",
+        "model.share",
         "project.create",
         "project.change",
         "project.delete",
@@ -138,6 +143,7 @@ class Key:
     expires_at: Instant | None = None
     revoked_at: Instant | None = None
     last_used_at: Instant | None = None
+    limits: Limits = UNLIMITED  # at the gateway of models
 
 
 @dataclass(frozen=True, slots=True)

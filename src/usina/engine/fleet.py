@@ -19,7 +19,7 @@ from usina.core.clock import Clock
 from usina.core.event import Event
 from usina.core.machine import Absent, Card, Seen, Unreachable
 from usina.core.task import Ended, task_of
-from usina.ports.driver import Beside, Driver, DriverError, DriverPlugin, HostSettings, HostUnreachable, Part
+from usina.ports.driver import Beside, Driver, DriverError, DriverPlugin, HostSettings, HostUnreachable, Part, Tool
 from usina.ports.login_keys import LoginKeys
 from usina.ports.tasks import TaskDriver
 from usina.store import hosts as host_writers
@@ -72,11 +72,13 @@ class Fleet:
         factory: str,
         login_keys: LoginKeys,
         survey_every: float = SURVEY_EVERY,
+        tools: Mapping[str, Tool] | None = None,
     ) -> None:
         self._store, self._plugins, self._clock = store, plugins, clock
         self._data_dir, self._factory = data_dir, factory
         self.login_keys = login_keys
         self._survey_every = survey_every
+        self._tools = tools or {}
         self._posts: dict[Key, _Post] = {}
         self._opening = asyncio.Lock()
         self.wake: Wake = _nobody
@@ -188,7 +190,7 @@ class Fleet:
     def _settings(self, id: str, name: str, options: Mapping[str, Any], beside: Beside | None = None) -> HostSettings:
         state_dir = self._data_dir / "hosts" / id
         state_dir.mkdir(parents=True, exist_ok=True)
-        return HostSettings(id, name, self._factory, state_dir, options, beside)
+        return HostSettings(id, name, self._factory, state_dir, options, beside, self._tools)
 
     async def refresh(self) -> None:
         """Open hosts that are new, close those that are gone."""

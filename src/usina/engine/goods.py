@@ -44,6 +44,9 @@ class GoodsHand:
     def settled(self, resource: AnyResource, work: Work, lease: Lease) -> None:
         """They give nothing up by it."""
 
+    def changed(self, before: AnyResource, resource: AnyResource, work: Work, lease: Lease) -> bool:
+        return False  # nobody waits for it
+
     def leave(self, resource: AnyResource, work: Work, lease: Lease) -> None:
         """They keep nothing besides their rows."""
 

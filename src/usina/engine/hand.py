@@ -59,6 +59,11 @@ class Hand(Protocol):
         """What else belongs into the commit that records that it is as it was wished."""
         ...
 
+    def changed(self, before: AnyResource, resource: AnyResource, work: Work, lease: Lease) -> bool:
+        """What else belongs into the commit that records how it looks now, where it looked like `before` when it was
+        leased; whether that wakes others."""
+        ...
+
     def leave(self, resource: AnyResource, work: Work, lease: Lease) -> None:
         """What else is forgotten, or told, in the commit that forgets the resource."""
         ...

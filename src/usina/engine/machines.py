@@ -63,6 +63,9 @@ class MachineHand:
     def settled(self, machine: Machine, work: Work, lease: Lease) -> None:
         """What it gave up is free by its generation; nothing else is."""
 
+    def changed(self, before: Machine, machine: Machine, work: Work, lease: Lease) -> bool:
+        return False  # nobody waits for it
+
     def leave(self, machine: Machine, work: Work, lease: Lease) -> None:
         """A machine keeps nothing besides its row."""
 

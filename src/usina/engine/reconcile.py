@@ -68,6 +68,7 @@ class Job:
     held: Held
     lease: Lease
     before: Phase
+    first: AnyResource  # as it was when it was leased, or told of last
     told: list[Event] = field(default_factory=list)  # steps done, not yet written
 
 
@@ -170,7 +171,8 @@ class Reconciler:
         capacity = next((c for c in leased.claims if c.cores or c.memory or c.disk), None)
         if capacity is None and leased.resource.provider:
             capacity = next((c for c in leased.claims if c.provider == leased.resource.provider), None)
-        job = Job(leased.resource, Held(capacity, leased.claims, leased.whole), leased.lease, leased.resource.phase)
+        resource = leased.resource
+        job = Job(resource, Held(capacity, leased.claims, leased.whole), leased.lease, resource.phase, resource)
         try:
             await self._reconcile(job)
         except LeaseLost:
@@ -226,12 +228,13 @@ class Reconciler:
         started = time.monotonic()
 
         async def report(status: Any, more: Callable[[Work, Lease], None] | None = None) -> None:
-            job.resource = replace(job.resource, status=status, updated_at=self._now())
+            changed = replace(job.resource, status=status, updated_at=self._now())
             work = self._store.work()
-            work.observe(job.resource, job.lease, keep=True)
+            work.observe(changed, job.lease, keep=True)
             if more is not None:
                 more(work, job.lease)
             await work.commit()
+            job.resource = changed
             if more is not None:
                 self._hint.set()  # it may have woken others
 
@@ -366,6 +369,7 @@ class Reconciler:
         work.observe(job.resource, job.lease, due=decision.due)
         if decision.settled:
             self._hands[resource.kind].settled(job.resource, work, job.lease)
+        woken = self._tell_change(job, work)
         if decision.settled and resource.observed != resource.generation > 1:
             work.free_given_up(resource.id, resource.generation, job.lease)
         if decision.phase is not job.before:
@@ -374,9 +378,14 @@ class Reconciler:
             work.emit(self._event(job, decision.phase.value, text))
         fault("before:Record")
         await self._commit(work)
-        if decision.due is not None and decision.due <= now:
+        if woken or (decision.due is not None and decision.due <= now):
             self._hint.set()
         fault("after:Record")
+
+    def _tell_change(self, job: Job, work: Work) -> bool:
+        """Whether others are woken by how it looks now."""
+        before, job.first = job.first, job.resource
+        return self._hands[job.resource.kind].changed(before, job.resource, work, job.lease)
 
     async def _refused(self, job: Job, refusal: Refusal) -> None:
         what = "cannot be placed" if job.held.claim is None else "cannot grow"  # a resize: it stays what it is
@@ -401,7 +410,10 @@ class Reconciler:
         if told is None or told.message != message:
             data = {"reasons": dict(reasons)} if reasons else {}
             work.emit(self._event(job, "refused", f"{what}: {message}", data))
+        woken = self._tell_change(job, work)
         await self._commit(work)
+        if woken:
+            self._hint.set()
 
     async def _failed(self, job: Job, message: str, *, lasting: bool) -> None:
         now = self._now()

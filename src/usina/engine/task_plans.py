@@ -28,7 +28,9 @@ class TaskPlans:
         """The plan of the run under way. Raises `DriverError` where something it needs is missing for good."""
         spec: TaskSpec = task.spec
         try:
-            files = tuple(FilePlan(str(self._blobs.path(f.digest)), f.path, f.unpack, f.mode) for f in spec.files)
+            files = tuple(
+                FilePlan(str(self._blobs.path(f.digest)), f.path, f.unpack, f.mode, f.shared) for f in spec.files
+            )
             archive = str(self._blobs.path(spec.archive)) if spec.archive else ""
             secrets = {name: self._vault.open(sealed, self._sealed_for(task)) for name, sealed in spec.secrets.items()}
         except UsinaError as error:
@@ -41,6 +43,7 @@ class TaskPlans:
             command=spec.command,
             image=spec.image,
             archive=archive,
+            tool=spec.tool,
             environment={**_given(task), **spec.environment, **secrets},
             secret=frozenset(secrets),
             files=files,

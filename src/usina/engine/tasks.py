@@ -95,7 +95,10 @@ class TaskHand:
     async def _ask(self, driver: TaskDriver, task: Task, handle: str) -> bool | None:
         """How it is, if it is time to ask."""
         health = task.spec.health
-        if health is None or task.spec.stopped or self._clock.now() < task.status.asked_at + health.every - 0.1:
+        now = self._clock.now()
+        if health is None or task.spec.stopped:
+            return None
+        if now < task.status.asked_at + 0.9 * task_decide.asks_every(task, task.status.healthy, now):
             return None
         return await is_well(driver, handle, health)
 
@@ -231,7 +234,7 @@ class TaskHand:
         if task.spec.interface is not None:
             writers.free_interface(work, task.id, task.name, task.spec.interface, lease)
         self._let_go(task, work, lease)
-        self._tell_others(task, work, _patience(held.whole))
+        self._tell_others(task, work, _patience(held.whole if task.spec.parent else None))
         return status
 
     def _end(self, task: Task, view: View) -> Ended:
@@ -324,6 +327,13 @@ class TaskHand:
         if task.phase in OVER:
             self._let_go(task, work, lease)
 
+    def changed(self, before: Task, task: Task, work: Work, lease: Lease) -> bool:
+        """An endpoint minds whether its replica has a place, runs and is well. Parts of arrays tell their end only."""
+        if not task.parent or task.spec.parent or _looks(before) == _looks(task):
+            return False
+        writers.wake(work, task.parent, self._clock.now())
+        return True
+
     @staticmethod
     def _let_go(task: Task, work: Work, lease: Lease) -> None:
         """It needs its volumes no more; those of a part are held by its whole."""
@@ -348,6 +358,12 @@ def _in_its_whole(task: Task, held: Held) -> View:
     admitted = whole.spec.indices[: whole.status.admitted]
     turn = bool(admitted) and task.spec.index <= admitted[-1]
     return View(gate=Gate("" if turn else "waits for its turn"))
+
+
+def _looks(task: Task) -> tuple[object, ...]:
+    """What of it an endpoint minds."""
+    told = tuple((c.kind, c.ok, c.message) for c in task.conditions if c.kind in ("Placed", "Reachable"))
+    return task.phase, task.provider, task.status.run, task.status.healthy, task_decide.is_unwell(task), told
 
 
 def _patience(whole: Task | None) -> float:

@@ -177,6 +177,14 @@ class Beside(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """A program of this installation that runs on this machine can be given, read-only."""
+
+    command: tuple[str, ...]  # the words that it begins with, as a run sees them
+    folders: Mapping[str, str] = field(default_factory=dict)  # place in a run -> folder of this machine
+
+
+@dataclass(frozen=True, slots=True)
 class HostSettings:
     """Where a host is. `options` were checked by the plugin's `check`."""
 
@@ -186,6 +194,7 @@ class HostSettings:
     state_dir: Path  # a folder of this host's own on the control plane
     options: Mapping[str, Any] = field(default_factory=dict)
     beside: Beside | None = None  # for tasks; None while a host is only being probed
+    tools: Mapping[str, Tool] = field(default_factory=dict)  # programs of this installation, for runs on this machine
 
 
 @dataclass(frozen=True, slots=True)

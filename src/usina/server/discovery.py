@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
+from usina.core.errors import Invalid
 from usina.ports.driver import DriverPlugin
 from usina.ports.facade import FacadePlugin
+from usina.ports.runtime import RuntimePlugin
 
 Plugin = TypeVar("Plugin")
 
@@ -27,6 +30,22 @@ class Shelf(Generic[Plugin]):
 
 def drivers() -> Shelf[DriverPlugin]:
     return _discover("usina.drivers", DriverPlugin)
+
+
+def runtimes() -> Shelf[RuntimePlugin]:
+    return _discover("usina.runtimes", RuntimePlugin)
+
+
+def check_runtimes(settings: Mapping[str, Mapping[str, str]]) -> None:
+    """Settings of runtimes that nobody knows are refused. Raises `Invalid`."""
+    known = runtimes().plugins
+    for name, given in settings.items():
+        if name not in known:
+            raise Invalid(f"runtime: {name!r} is not one of {', '.join(sorted(known))}", field="runtime")
+        for setting in given:
+            if setting not in known[name].settings:
+                words = ", ".join(known[name].settings) or "none"
+                raise Invalid(f"runtime: {name} has no setting {setting!r}; it has {words}", field="runtime")
 
 
 def facades() -> Shelf[FacadePlugin]:

@@ -16,11 +16,15 @@ from usina.core.clock import Clock, SystemClock
 from usina.core.ids import Ids
 from usina.core.resource import Kind
 from usina.engine.ailments import Ailments
+from usina.engine.endpoints import EndpointHand
 from usina.engine.fleet import Fleet
 from usina.engine.forwards import Forwards
 from usina.engine.goods import GoodsHand, NetworkHand, SecurityGroupHand, VolumeHand
 from usina.engine.hand import Hand
 from usina.engine.images import ImageHand
+from usina.engine.llm_feed import LlmFeed
+from usina.engine.llm_ledger import FleetDial, StoreLedger
+from usina.engine.loads import Loads
 from usina.engine.machines import MachineHand
 from usina.engine.orphans import Orphans
 from usina.engine.placer import Placer
@@ -31,15 +35,20 @@ from usina.engine.task_plans import TaskPlans
 from usina.engine.tasks import TaskHand
 from usina.engine.tidy import Tidy
 from usina.placement import Policies
-from usina.ports.driver import DriverPlugin
+from usina.ports.driver import DriverPlugin, Tool
+from usina.ports.runtime import RuntimePlugin
+from usina.server import discovery
 from usina.server.login_keys import DerivedKeys
-from usina.server.settings import Settings, factory_id, instance_id, master_key
+from usina.server.settings import Settings, factory_id, hub_token, instance_id, master_key
 from usina.server.vault import MasterVault
 from usina.services.blobs import BlobFolder
 from usina.services.images.cache import default_cache
 from usina.services.images.catalogue import RECIPES
-from usina.services.images.fetch import Reach
 from usina.services.images.library import ImageLibrary
+from usina.services.llm.gateway import LlmGateway
+from usina.services.models import FileReader, Hub
+from usina.services.models.catalogue import entries
+from usina.services.reach import Reach
 from usina.store.store import Store
 
 
@@ -53,18 +62,20 @@ class Factory:
         plugins: Mapping[str, DriverPlugin],
         master: bytes,
         clock: Clock,
+        runtimes: Mapping[str, RuntimePlugin],
     ) -> None:
         self.settings = settings
         self.store = store
         self.master = master
         self.leases = store.leases(f"{instance_id(settings)}:{os.getpid()}:{secrets.token_hex(4)}")
-        library = ImageLibrary(
-            settings.data_dir / "images", default_cache(), Reach(allow_private=settings.allow_private_urls)
-        )
+        reach = Reach(allow_private=settings.allow_private_urls)
+        library = ImageLibrary(settings.data_dir / "images", default_cache(), reach)
         login_keys = DerivedKeys(master)
-        self.fleet = Fleet(store, plugins, clock, settings.data_dir, factory_id(master), login_keys)
+        self.fleet = Fleet(
+            store, plugins, clock, settings.data_dir, factory_id(master), login_keys, tools=_tools(runtimes)
+        )
         plans = Plans(store, login_keys)
-        blobs, vault = BlobFolder(settings.data_dir / "blobs"), MasterVault(master)
+        blobs, vault, ids = BlobFolder(settings.data_dir / "blobs"), MasterVault(master), Ids(clock.now)
         task_plans = TaskPlans(store, blobs, vault, plugins, plans)
         hands: dict[Kind, Hand] = {
             Kind.MACHINE: MachineHand(self.fleet, plans),
@@ -73,6 +84,7 @@ class Factory:
             Kind.SECURITY_GROUP: SecurityGroupHand(store, self.fleet, plans),
             Kind.FORWARD: GoodsHand(store, self.fleet, plans),
             Kind.TASK: TaskHand(store, self.fleet, clock, task_plans, blobs, _queues(plugins)),
+            Kind.ENDPOINT: EndpointHand(store, clock, ids, vault),
             Kind.IMAGE: ImageHand(store, self.fleet, plans, library, settings.upload_limit),
         }
         policies = Policies.of(settings.policies)
@@ -83,26 +95,58 @@ class Factory:
         self.orphans = Orphans(store, self.fleet)
         self.ailments = Ailments(store, self.fleet, clock)
         self.samples = Samples(store, self.fleet, clock)
+        self.loads = Loads(store, clock, self.reconciler.wake)
         self.fleet.wake = self.reconciler.wake
+        doors = Doors(store, clock, master)
+        ledger = StoreLedger(store, clock, instance_id(settings))
+        self.gateway = LlmGateway(
+            ledger, FleetDial(self.fleet, reach.of_url), doors.secret, settings.data_dir / "gateway", wall=clock.now
+        )
+        self.feed = LlmFeed(store, vault, self.gateway.refresh)
         self.house = House(
             store=store,
             clock=clock,
-            ids=Ids(clock.now),
+            ids=ids,
             engine=self.reconciler,
             library=library,
             hosts=self.fleet,
             plugins=plugins,
             addresses=Addresses(store),
             near=Near(store, clock),
-            doors=Doors(store, clock, master),
+            doors=doors,
+            gateway=self.gateway,
             upload_limit=settings.upload_limit,
             policies=policies,
             blobs=blobs,
             vault=vault,
+            models=FileReader(),
+            runtimes=runtimes,
+            runtime_settings=settings.runtimes,
+            reach=reach,
+            upstream=upstream_hub(settings),
+            fetch_on_demand=settings.hub_on_demand,
+            catalogue=entries(),
             recipes={name: recipe.user for name, recipe in RECIPES.items()},
         )
 
-    def work(self) -> list[asyncio.Task[None]]:
+    @asynccontextmanager
+    async def at_work(self) -> AsyncIterator[list[asyncio.Task[None]]]:
+        """Everything that stands beside the doors, from before they open until after they are closed."""
+        gateway = "gateway" in self.settings.roles
+        if gateway:
+            await self.gateway.start()
+            await self.feed.start()
+        tasks = self._standing()
+        try:
+            yield tasks
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if gateway:
+                await self.gateway.stop()
+
+    def _standing(self) -> list[asyncio.Task[None]]:
         """The standing tasks of this process's roles."""
         tasks = {"fleet": self.fleet.run()}
         if "engine" in self.settings.roles:
@@ -114,8 +158,24 @@ class Factory:
                 "orphans": self.orphans.run(),
                 "samples": self.samples.run(),
                 "ailments": self.ailments.run(),
+                "loads": self.loads.run(),
             }
+        if "gateway" in self.settings.roles:
+            tasks |= {"gateway": self.gateway.run(), "directory": self.feed.run()}
         return [asyncio.create_task(task, name=name) for name, task in tasks.items()]
+
+
+def _tools(runtimes: Mapping[str, RuntimePlugin]) -> dict[str, Tool]:
+    """What this installation can run of them itself."""
+    found = {name: runtime.tool() for name, runtime in runtimes.items() if runtime.tool is not None}
+    return {name: tool for name, tool in found.items() if tool is not None}
+
+
+def upstream_hub(settings: Settings) -> Hub | None:
+    """The hub to import models from. Raises `Invalid` for a token that cannot be read."""
+    if not settings.hub_upstream:
+        return None
+    return Hub(settings.hub_upstream, Reach(allow_private=settings.allow_private_urls), hub_token(settings))
 
 
 def _queues(plugins: Mapping[str, DriverPlugin]) -> dict[str, bool]:
@@ -125,14 +185,18 @@ def _queues(plugins: Mapping[str, DriverPlugin]) -> dict[str, bool]:
 
 @asynccontextmanager
 async def open_factory(
-    settings: Settings, plugins: Mapping[str, DriverPlugin], clock: Clock | None = None
+    settings: Settings,
+    plugins: Mapping[str, DriverPlugin],
+    clock: Clock | None = None,
+    runtimes: Mapping[str, RuntimePlugin] | None = None,
 ) -> AsyncIterator[Factory]:
     """A factory with its database open and migrated; nothing works yet."""
+    known = discovery.runtimes().plugins if runtimes is None else runtimes
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     os.chmod(settings.data_dir, 0o711)  # noqa: S103 - hypervisors must pass through; every secret in it is 600
     store = Store(settings.database_url)
     await store.start()
     try:
-        yield Factory(settings, store, plugins, master_key(settings), clock or SystemClock())
+        yield Factory(settings, store, plugins, master_key(settings), clock or SystemClock(), known)
     finally:
         await store.close()

@@ -20,6 +20,22 @@ def drivers_page() -> str:
     return "\n".join(lines)
 
 
+def runtimes_page() -> str:
+    """Every runtime that discovery finds, with what members and operators can say."""
+    lines = ["# Runtimes", "", "Written from the plugins; see `usina endpoint create --help`.", ""]
+    for name, plugin in sorted(discovery.runtimes().plugins.items()):
+        lines += [f"## {name}", "", plugin.summary, ""]
+        for title, words in (("option of an endpoint", plugin.options), ("setting of the site", plugin.settings)):
+            if words:
+                lines += [
+                    f"| {title} | meaning |",
+                    "|---|---|",
+                    *(f"| `{one}` | {m} |" for one, m in words.items()),
+                    "",
+                ]
+    return "\n".join(lines)
+
+
 def openapi_document() -> dict[str, Any]:
     """The native door's OpenAPI document, without a factory."""
     from usina.facades.native.api import application
@@ -36,7 +52,7 @@ def api_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"drivers.md": drivers_page, "api.md": api_page}
+PAGES = {"drivers.md": drivers_page, "runtimes.md": runtimes_page, "api.md": api_page}
 
 
 def write(folder: Path) -> None:

@@ -21,6 +21,7 @@ from usina.placement import Policies
 from usina.server import discovery
 from usina.server.factory import Factory, open_factory
 from usina.server.founding import found_site
+from usina.server.front import protocol
 from usina.server.settings import Settings
 from usina.server.web import make_app
 
@@ -34,6 +35,7 @@ GRACE = 5  # seconds that open requests have to end
 def run(settings: Settings, announce: Announce) -> None:
     """Serve until SIGTERM or SIGINT. Raises `Unavailable` when the folder or the port is taken."""
     Policies.of(settings.policies)  # one that is unknown is refused before anything is made
+    discovery.check_runtimes(settings.runtimes)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     _log_plainly()
     sys.setswitchinterval(SWITCH)
@@ -46,18 +48,13 @@ def run(settings: Settings, announce: Announce) -> None:
 
 async def _serve(settings: Settings, announce: Announce) -> None:
     shelf = discovery.drivers()
-    for name, reason in shelf.missing.items():
-        structlog.get_logger().info("driver left out", driver=name, reason=reason)
+    for name, reason in (shelf.missing | discovery.runtimes().missing).items():
+        structlog.get_logger().info("plugin left out", plugin=name, reason=reason)
     async with open_factory(settings, shelf.plugins) as factory:
         await factory.leases.inherit()  # we hold the folder's lock, so they are all dead
         admin = await found_site(factory.house, settings)
-        tasks = factory.work()
-        try:
+        async with factory.at_work() as tasks:
             await _until_told(factory, settings, lambda: announce(settings, admin), tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _until_told(
@@ -95,7 +92,9 @@ class _Server(uvicorn.Server):
 
 
 def _server(factory: Factory, settings: Settings) -> _Server:
-    app = make_app(factory.house, discovery.facades().plugins.values(), settings.endpoint)
+    facades = discovery.facades().plugins.values()
+    app = make_app(factory.house, facades, settings.endpoint)
+    lanes = {one.mount.encode(): one.lane(factory.house) for one in facades if one.lane is not None}
     config = uvicorn.Config(
         app,
         host=settings.bind,
@@ -108,6 +107,7 @@ def _server(factory: Factory, settings: Settings) -> _Server:
         timeout_graceful_shutdown=GRACE,
         ws_max_size=1 << 20,
         ws="websockets-sansio",
+        http=protocol(lanes),
     )
     return _Server(config)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from usina.core.errors import Invalid
 from usina.core.units import GiB
 
-ROLES = frozenset({"api", "engine"})
+ROLES = frozenset({"api", "engine", "gateway"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,12 @@ class Settings:
     local_host: bool = True  # take this machine into service when the site is founded
     allow_private_urls: bool = False  # let images be fetched from private addresses
     upload_limit: int = 64 * GiB
+    hub_upstream: str = ""  # a hub of the Hugging Face protocol that models may be imported from
+    hub_token_file: Path | None = None  # the key for it
+    hub_on_demand: bool = False  # members need not ask for an import: reading at the hub's door begins one
     policies: tuple[str, ...] = ()  # of placement: a policy, or "group:policy"; see `usina placement policies`
+
+    runtimes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # of models: name -> setting -> value
 
     @property
     def database_url(self) -> str:
@@ -66,6 +72,19 @@ def _read_key(path: Path) -> bytes:
     if len(key) != 32:
         raise Invalid(f"master-key-file: {path} is not a key of 64 hexadecimal digits", field="master-key-file")
     return key
+
+
+def hub_token(settings: Settings) -> str:
+    """The key for the upstream hub; "" for none. Raises `Invalid`, without saying what the file holds."""
+    if settings.hub_token_file is None:
+        return ""
+    try:
+        token = settings.hub_token_file.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        raise Invalid(f"hub-token-file: {settings.hub_token_file} cannot be read", field="hub-token-file") from None
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise Invalid(f"hub-token-file: {settings.hub_token_file} holds no token", field="hub-token-file")
+    return token
 
 
 def instance_id(settings: Settings) -> str:

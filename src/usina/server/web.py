@@ -10,10 +10,13 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as Connection
 
 from usina import __version__
 from usina.app.context import House
+from usina.core.errors import Unauthenticated
+from usina.core.tenancy import Scope
 from usina.ports.facade import FacadePlugin
 
 _FRONT = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Usina</title>
@@ -44,6 +47,14 @@ def make_app(house: House, facades: Iterable[FacadePlugin], endpoint: str) -> AS
         return JSONResponse({"status": "ok", "version": __version__})
 
     async def metrics(request: Request) -> Response:
+        """They name projects and models of everybody: for who has a role on the site itself."""
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        try:
+            actor = await house.doors.bearer(token.strip() if scheme.lower() == "bearer" else "")
+        except Unauthenticated as error:
+            return JSONResponse({"error": error.message}, 401, {"WWW-Authenticate": "Bearer"})
+        if actor.role_in(Scope()) is None:
+            return JSONResponse({"error": "not found"}, 404)
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     own = Starlette(routes=[Route("/", front), Route("/healthz", health), Route("/metrics", metrics)])
@@ -56,7 +67,7 @@ class _Doors:
     def __init__(self, mounts: Mapping[str, ASGIApp], own: ASGIApp) -> None:
         self._mounts, self._own = list(mounts.items()), own
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
         path: str = scope.get("path", "")
         for mount, app in self._mounts:
             if path.startswith(mount + "/"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Select, func, or_, select
@@ -69,6 +70,16 @@ class Events:
         )
         row = await self._database.first(query)
         return int(row[0]) if row else 0
+
+    async def touched(self, after: int, prefixes: Sequence[str]) -> tuple[int, bool]:
+        """The newest sequence number, and whether there is an event past `after` whose kind begins with one of
+        `prefixes`."""
+        last = await self.last()
+        if last <= after:
+            return last, False
+        told = or_(*(events.c.kind.startswith(prefix, autoescape=True) for prefix in prefixes))
+        query = select(events.c.seq).where(events.c.seq > after, events.c.seq <= last, told).limit(1)
+        return last, await self._database.first(query) is not None
 
     async def _read(self, query: Select[Any]) -> list[Event]:
         return [rows.event(row) for row in await self._database.fetch(query)]

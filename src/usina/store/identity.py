@@ -8,11 +8,23 @@ from sqlalchemy import bindparam, delete, insert, select, update
 
 from usina.core.errors import Conflict
 from usina.core.grant import Grant
+from usina.core.llm import UNLIMITED
 from usina.core.tenancy import MEASURES, Amounts, Key, Member, Project, Quota, Role, Tenant
 from usina.core.units import Instant
 from usina.store import rows
 from usina.store.database import Database
-from usina.store.tables import keys, members, projects, quotas, resources, roles, tenants
+from usina.store.tables import (
+    budget_leases,
+    budgets,
+    keys,
+    members,
+    models,
+    projects,
+    quotas,
+    resources,
+    roles,
+    tenants,
+)
 from usina.store.work import CHANGE, FREE, TAKE, Work, missing
 
 _b = bindparam
@@ -25,8 +37,10 @@ _DROP_TENANT = delete(tenants).where(
 _DROP_PROJECT = delete(projects).where(
     projects.c.id == _b("b_id"),
     ~select(resources.c.id).where(resources.c.project == _b("b_id")).exists(),
+    ~select(models.c.id).where(models.c.project == _b("b_id")).exists(),
 )
 _DROP_QUOTA = delete(quotas).where(quotas.c.scope == _b("b_scope"))
+_DROP_BUDGET = [delete(table).where(table.c.scope == _b("b_scope")) for table in (budgets, budget_leases)]
 _DROP_SCOPE = delete(roles).where(roles.c.scope == _b("b_scope"))
 _DROP_ROLE = delete(roles).where(roles.c.member == _b("b_member"), roles.c.scope == _b("b_scope"))
 _DROP_MEMBER = delete(members).where(members.c.id == _b("b_id"))
@@ -41,7 +55,9 @@ _RENAME = {t: update(t).where(t.c.id == _b("b_id")).values(name=_b("b_name")) fo
 _CHANGE_KEY = (
     update(keys)
     .where(keys.c.id == _b("b_id"), keys.c.revoked_at.is_(None))
-    .values(version=_b("b_version"), expires_at=_b("b_expires_at"), revoked_at=_b("b_revoked_at"))
+    .values(
+        version=_b("b_version"), expires_at=_b("b_expires_at"), revoked_at=_b("b_revoked_at"), limits=_b("b_limits")
+    )
 )
 _USED = update(keys).where(keys.c.id == _b("b_id")).values(last_used_at=_b("b_at"))
 _LIMIT = update(quotas).where(quotas.c.scope == _b("b_scope")).values({f"limit_{m}": _b(f"b_{m}") for m in MEASURES})
@@ -115,6 +131,17 @@ class Identity:
             query = query.where(keys.c.member.in_(owners))
         return [rows.key(row) for row in await self._all(query)]
 
+    async def everybody(self) -> tuple[list[Key], list[Member], list[Project]]:
+        """Keys that are not revoked, members with their roles, and projects: all there are."""
+        held: dict[str, dict[str, Role]] = {}
+        for row in await self._all(select(roles)):
+            held.setdefault(row.member, {})[row.scope] = Role(row.role)
+        return (
+            [rows.key(row) for row in await self._all(select(keys).where(keys.c.revoked_at.is_(None)))],
+            [rows.member(row, held.get(row.id, {})) for row in await self._all(select(members))],
+            [rows.project(row) for row in await self._all(select(projects))],
+        )
+
     async def quota(self, scope: str) -> Quota | None:
         row = await self._first(select(quotas).where(quotas.c.scope == scope))
         return rows.quota(row) if row else None
@@ -158,7 +185,7 @@ def drop_tenant(work: Work, tenant: Tenant, owners: list[Member], grant: Grant) 
 
 
 def drop_project(work: Work, project: Project, grant: Grant) -> None:
-    failure = _busy(f"project {project.name} still has resources")
+    failure = _busy(f"project {project.name} still has resources or models")
     work.write(CHANGE, _DROP_PROJECT, {"b_id": project.id}, 1, failure)
     _drop_scope(work, project.id)
 
@@ -214,6 +241,7 @@ def add_key(work: Work, key: Key, grant: Grant) -> None:
         "expires_at": key.expires_at,
         "revoked_at": None,
         "last_used_at": None,
+        "limits": rows.encode(key.limits) if key.limits != UNLIMITED else None,
     }
     work.write(TAKE, _ADD_KEY, row, 1)
 
@@ -225,6 +253,7 @@ def change_key(work: Work, key: Key, grant: Grant) -> None:
         "b_version": key.version,
         "b_expires_at": key.expires_at,
         "b_revoked_at": key.revoked_at,
+        "b_limits": rows.encode(key.limits) if key.limits != UNLIMITED else None,
     }
     work.write(CHANGE, _CHANGE_KEY, values, 1, missing("key"))
 
@@ -249,6 +278,8 @@ def _quota_row(scope: str) -> dict[str, Any]:
 def _drop_scope(work: Work, scope: str) -> None:
     work.write(FREE, _DROP_QUOTA, {"b_scope": scope})
     work.write(FREE, _DROP_SCOPE, {"b_scope": scope})
+    for statement in _DROP_BUDGET:
+        work.write(FREE, statement, {"b_scope": scope})
 
 
 def _taken(kind: str, name: str) -> Any:

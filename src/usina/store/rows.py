@@ -11,7 +11,9 @@ from sqlalchemy import Row
 
 from usina.core import goods
 from usina.core.capacity import Claim, Holding, HostState, Inventory, Provider, Terms
+from usina.core.endpoint import EndpointSpec, EndpointStatus
 from usina.core.event import Event
+from usina.core.llm import UNLIMITED, Limits
 from usina.core.machine import MachineSpec, MachineStatus, group_of
 from usina.core.resource import AnyResource, Condition, Kind, Phase, Resource
 from usina.core.task import TaskSpec, TaskStatus
@@ -27,6 +29,7 @@ _SPECS: dict[Kind, tuple[type, type]] = {
     Kind.SECURITY_GROUP: (goods.SecurityGroupSpec, goods.NoStatus),
     Kind.FORWARD: (goods.ForwardSpec, goods.NoStatus),
     Kind.TASK: (TaskSpec, TaskStatus),
+    Kind.ENDPOINT: (EndpointSpec, EndpointStatus),
 }
 _DECODERS: dict[Kind, tuple[msgspec.json.Decoder[Any], msgspec.json.Decoder[Any]]] = {
     kind: (msgspec.json.Decoder(spec), msgspec.json.Decoder(status)) for kind, (spec, status) in _SPECS.items()
@@ -37,6 +40,7 @@ _CLAIM = msgspec.json.Decoder(Claim)
 _INVENTORY = msgspec.json.Decoder(Inventory)
 _TERMS = msgspec.json.Decoder(Terms)
 _STRINGS = msgspec.json.Decoder(tuple[str, ...])
+_LIMITS = msgspec.json.Decoder(Limits)
 _FREE = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -213,6 +217,7 @@ def key(row: Row[Any]) -> Key:
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
         last_used_at=row.last_used_at,
+        limits=_LIMITS.decode(row.limits) if row.limits else UNLIMITED,
     )
 
 

@@ -9,7 +9,9 @@ from usina.store.events import Events
 from usina.store.hosts import Hosts
 from usina.store.identity import Identity
 from usina.store.leases import Leases
+from usina.store.llm import Llm
 from usina.store.migrate import migrate
+from usina.store.models import Models
 from usina.store.resources import Resources
 from usina.store.tasks import Tasks
 from usina.store.work import Work
@@ -25,6 +27,8 @@ class Store:
         self.hosts = Hosts(self.database)
         self.events = Events(self.database)
         self.tasks = Tasks(self.database)
+        self.llm = Llm(self.database)
+        self.models = Models(self.database)
 
     async def start(self) -> None:
         """Bring the schema to this release, then open for writing."""

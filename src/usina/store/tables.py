@@ -77,6 +77,7 @@ keys = Table(
     Column("expires_at", Double),
     Column("revoked_at", Double),
     Column("last_used_at", Double),
+    Column("limits", LargeBinary),  # at the gateway of models; none: without
 )
 
 quotas = Table(
@@ -246,4 +247,117 @@ requests = Table(
     Column("resource", String, nullable=False),
     Column("at", Double, nullable=False),
     PrimaryKeyConstraint("member", "key"),
+)
+
+# Tokens that a key, project or tenant may use up. `leased` is the sum of what gateways hold of it: what is left to give
+# out is tokens - spent - leased, whatever any gateway does or dies of.
+budgets = Table(
+    "budgets",
+    metadata,
+    Column("scope", String, primary_key=True),
+    Column("tokens", BigInteger, nullable=False),
+    Column("every", String, nullable=False),
+    Column("began_at", Double, nullable=False),
+    Column("spent", BigInteger, nullable=False, default=0),
+    Column("leased", BigInteger, nullable=False, default=0),
+)
+
+budget_leases = Table(
+    "budget_leases",
+    metadata,
+    Column("scope", String, nullable=False),
+    Column("gateway", String, nullable=False),
+    Column("began_at", Double, nullable=False),  # of the budget's period that it belongs to
+    Column("tokens", BigInteger, nullable=False),
+    PrimaryKeyConstraint("scope", "gateway", "began_at"),
+)
+
+# Gateways that give out tokens: how far their journal is in the ledger, and what they measure of endpoints.
+gateways = Table(
+    "gateways",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("batch", BigInteger, nullable=False),
+    Column("seen_at", Double, nullable=False),
+    Column("loads", LargeBinary, nullable=False),
+)
+
+llm_usage = Table(
+    "llm_usage",
+    metadata,
+    Column("minute", BigInteger, nullable=False),
+    Column("key", String, nullable=False),
+    Column("endpoint", String, nullable=False),
+    Column("model", String, nullable=False),
+    Column("project", String, nullable=False),
+    Column("tenant", String, nullable=False),
+    Column("member", String, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    Column("prompt", BigInteger, nullable=False),
+    Column("cached", BigInteger, nullable=False),
+    Column("completion", BigInteger, nullable=False),
+    Column("seconds", Double, nullable=False),
+    PrimaryKeyConstraint("minute", "key", "endpoint", "model", "project"),
+    Index("llm_usage_project", "project", "minute"),
+    Index("llm_usage_tenant", "tenant", "minute"),
+)
+
+# Model repositories. `main` is a summary of the newest commit on that branch, for lists.
+models = Table(
+    "models",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("tenant", String, nullable=False),
+    Column("project", String, nullable=False),
+    Column("name", String, nullable=False),
+    Column("folded", String, nullable=False),  # the name in small letters, as it is looked up
+    Column("short", String, nullable=False),  # the same without its namespace
+    Column("visibility", String, nullable=False),
+    Column("gated", Boolean, nullable=False),
+    Column("terms", String, nullable=False),
+    Column("origin", String, nullable=False),
+    Column("main", LargeBinary, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    UniqueConstraint("project", "folded"),
+    Index("models_folded", "folded"),
+    Index("models_short", "short"),
+    Index("models_tenant", "tenant", "visibility"),
+)
+
+# Commits. `document` is the whole revision, compressed; the other columns are for logs of commits.
+model_revisions = Table(
+    "model_revisions",
+    metadata,
+    Column("model", String, nullable=False),
+    Column("id", String, nullable=False),
+    Column("parent", String),
+    Column("at", Double, nullable=False),
+    Column("author", String, nullable=False),
+    Column("title", String, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("document", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("model", "id"),
+)
+
+model_refs = Table(
+    "model_refs",
+    metadata,
+    Column("model", String, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("name", String, nullable=False),
+    Column("revision", String, nullable=False),
+    PrimaryKeyConstraint("model", "kind", "name"),
+)
+
+model_acceptances = Table(
+    "model_acceptances",
+    metadata,
+    Column("model", String, nullable=False),
+    Column("member", String, nullable=False),
+    Column("name", String, nullable=False),
+    Column("licence", String, nullable=False),
+    Column("at", Double, nullable=False),
+    PrimaryKeyConstraint("model", "member", "licence"),
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from usina.core.machine import ImageFiles
 from usina.core.resource import Kind, Phase
 from usina.core.tenancy import Actor, Role
 from usina.ports.driver import DriverPlugin
+from usina.ports.runtime import RuntimePlugin
 from usina.server import discovery
 from usina.server.factory import Factory, open_factory
 from usina.server.founding import found_site
@@ -101,22 +101,18 @@ async def running(
     *,
     database: str = "",
     plugins: Mapping[str, DriverPlugin] | None = None,
+    runtimes: Mapping[str, RuntimePlugin] | None = None,
     tune: Callable[[Settings], Settings] = lambda settings: settings,
 ) -> AsyncIterator[Running]:
     """A factory at work in `data_dir`; everything of it has ended afterwards."""
     settings = tune(Settings(data_dir, database=database, local_host=False))
-    async with open_factory(settings, plugins if plugins is not None else discovery.drivers().plugins) as factory:
+    drivers = plugins if plugins is not None else discovery.drivers().plugins
+    async with open_factory(settings, drivers, runtimes=runtimes) as factory:
         admin = await found_site(factory.house, settings)
         token = admin["token"] if admin else ""
-        tasks = factory.work()
-        try:
-            yield Running(
-                factory, make_app(factory.house, discovery.facades().plugins.values(), "http://factory"), token
-            )
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        async with factory.at_work():
+            app = make_app(factory.house, discovery.facades().plugins.values(), "http://factory")
+            yield Running(factory, app, token)
 
 
 @asynccontextmanager

@@ -55,10 +55,18 @@ class FactoryProcess:
         local_host: bool = True,
         database: str = "",
         nursery: Nursery | None = None,
+        hub: str = "",
+        hub_token_file: Path | None = None,
+        hub_on_demand: bool = False,
+        private_urls: bool = False,
     ) -> None:
         self.data_dir = data_dir
         self.port = port or free_port()
         self._local_host, self._database, self._nursery = local_host, database, nursery
+        self._more = ["--hub", hub] if hub else []
+        self._more += ["--hub-on-demand"] if hub_on_demand else []
+        self._more += ["--hub-token-file", str(hub_token_file)] if hub_token_file else []
+        self._more += ["--allow-private-urls"] if hub or private_urls else []
         self._process: subprocess.Popen[bytes] | Forked | None = None
         self._http = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60, trust_env=False)
         self.made: list[str] = []  # ids of everything ordered through `call`
@@ -94,6 +102,7 @@ class FactoryProcess:
         arguments = [str(self.data_dir), str(self.port)]
         arguments += ["--database", self._database] if self._database else []
         arguments += [] if self._local_host else ["--no-local-host"]
+        arguments += self._more
         self.data_dir.parent.mkdir(parents=True, exist_ok=True)
         if self._nursery is not None:
             self._process = self._nursery.start(arguments, fault, self.log)
@@ -295,7 +304,12 @@ def serve(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("--database", default="")
     parser.add_argument("--no-local-host", dest="local_host", action="store_false")
-    run(Settings(**vars(parser.parse_args(arguments))), lambda settings, admin: None)
+    parser.add_argument("--hub", dest="hub_upstream", default="", help="of models")
+    parser.add_argument("--allow-private-urls", action="store_true", help="of hubs, and of external endpoints")
+    parser.add_argument("--hub-token-file", type=Path)
+    parser.add_argument("--hub-on-demand", action="store_true")
+    given = vars(parser.parse_args(arguments))
+    run(Settings(**given), lambda settings, admin: None)
 
 
 if __name__ == "__main__":

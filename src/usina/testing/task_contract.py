@@ -316,6 +316,23 @@ class TaskDriverContract:
             await until_said(stack, run.handle, "=x")
             assert await said(stack, run.handle, "o") == [hostile, hostile + "=x"]
 
+    async def test_a_shared_file_is_seen_and_stays_as_it_is(
+        self, stack: TaskDriver, make: Make, tmp_path: Path
+    ) -> None:
+        content = b"weights " * 1000
+        source = tmp_path / hashlib.sha256(content).hexdigest()
+        source.write_bytes(content)
+        tmp_path.chmod(0o700)
+        files = (FilePlan(str(source), "model/a/x.bin", shared=True), FilePlan(str(source), "copied.bin"))
+        script = (
+            "cmp model/a/x.bin copied.bin && echo same; echo other >model/a/x.bin; rm -f model/a/x.bin; echo mine >mine"
+        )
+        for _ in range(2):
+            async with begun(stack, make(script, files=files)) as run:
+                await ended(stack, run.handle)
+                await until_said(stack, run.handle, "same")
+        assert source.read_bytes() == content
+
     async def test_secrets_arrive_and_never_show(self, stack: TaskDriver, make: Make) -> None:
         plan = make(
             'echo "it is $TOKEN."; printf "${#TOKEN}\\n" >&2',

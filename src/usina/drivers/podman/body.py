@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from usina.core.capacity import DeviceKind, Part
-from usina.core.task import WORK, MountPlan, Network, TaskPlan
+from usina.core.task import WORK, FilePlan, MountPlan, Network, TaskPlan
 from usina.drivers.podman.settings import Settings
 from usina.hardware import veth
 from usina.ports.driver import DriverError
@@ -33,7 +34,8 @@ def build(plan: TaskPlan, settings: Settings, image: str, volumes: Sequence[str]
         "hostname": veth.hostname(plan.card) if plan.card else plan.handle.replace(".", "-")[:63],
         "work_dir": plan.workdir if plan.workdir.startswith("/") else f"{WORK}/{plan.workdir}".rstrip("/"),
         "volumes": [{"Name": name, "Dest": WORK, "Options": ["U"]}],
-        "mounts": [_bound(mount, path) for mount, path in zip(plan.volumes, volumes, strict=True)],
+        "mounts": [_bound(mount, path) for mount, path in zip(plan.volumes, volumes, strict=True)]
+        + [_seen(file) for file in plan.files if is_bound(file)],
         "no_new_privileges": True,
         "restart_policy": "no",
         "stop_timeout": math.ceil(plan.grace),
@@ -64,6 +66,17 @@ def build(plan: TaskPlan, settings: Settings, image: str, volumes: Sequence[str]
 def _bound(mount: MountPlan, source: str) -> dict[str, Any]:
     options = ["bind", "rprivate", "nosuid", "nodev", "ro" if mount.read_only else "rw"]
     return {"type": "bind", "source": source, "destination": mount.path, "options": options}
+
+
+def is_bound(file: FilePlan) -> bool:
+    """Whether a file is seen in place, not copied."""
+    return file.shared and not file.unpack
+
+
+def _seen(file: FilePlan) -> dict[str, Any]:
+    options = ["bind", "rprivate", "nosuid", "nodev", "ro"]
+    destination = os.path.normpath(os.path.join(WORK, file.path))
+    return {"type": "bind", "source": os.path.realpath(file.source), "destination": destination, "options": options}
 
 
 def _limits(plan: TaskPlan, settings: Settings) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -184,10 +185,12 @@ class PodmanDriver:
             if plan.volumes and (trouble := await self._no_volumes(api)):
                 raise DriverError(f"containers here can have no volumes: {trouble}", lasting=True)
             volumes = await self._mounts.make(plan.handle, plan.volumes)
+            await asyncio.to_thread(_share, plan.files)
             wish = body.build(plan, self._settings, image, volumes, root=root)
             await api.call("POST", "/containers/create", body=wish)
             for file in plan.files:
-                await self._put(api, plan, file)
+                if not body.is_bound(file):
+                    await self._put(api, plan, file)
             if plan.card is not None:
                 await self._plug(api, plan.handle, plan.card)
             await api.call("POST", f"/containers/{self._name(plan.handle)}/start", fine=(304,))
@@ -344,6 +347,7 @@ class PodmanDriver:
         except OSError as error:
             raise DriverError(f"port {port} of the task does not answer: {error.strerror or error}") from error
         taken.setblocking(False)
+        taken.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return await asyncio.open_connection(sock=taken)
 
     async def health(self) -> Sequence[Finding]:
@@ -378,6 +382,13 @@ class PodmanDriver:
         hidden = tuple(secret.encode() for secret in self._note(handle).secrets)
         lock = self._reading.setdefault(handle, threading.Lock())
         return Spool(self._path(handle, "log"), hidden, self._settings.log_limit, lock)
+
+
+def _share(files: Iterable[FilePlan]) -> None:
+    """Let whoever a container is read what it is to see in place. Nobody else comes to it: its folder is ours alone."""
+    for file in files:
+        if body.is_bound(file):
+            os.chmod(file.source, 0o444)
 
 
 async def _patiently(api: Api, method: str, path: str, query: Mapping[str, object]) -> None:

@@ -11,9 +11,10 @@ import contextlib
 import fcntl
 import json
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,6 +84,29 @@ class Client:
             writer.close()
             raise
         return reader, writer
+
+    async def taken(self, verb: str, **more: Any) -> socket.socket:
+        """A connected socket, which the warden makes where a run is and hands over; not blocking, with TCP_NODELAY."""
+        await self._ensure()
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+            line.setblocking(False)
+            with _through(self.folder) as path:
+                await loop.sock_connect(line, path)
+            await loop.sock_sendall(line, _line({"id": 0, "verb": verb, **more}))
+            told, found = await _received(line)
+        try:
+            _checked(json.loads(told or b"null"))
+            if not found:
+                raise DriverError("the warden of this host is from before it could hand connections over")
+        except BaseException:
+            for fd in found:
+                os.close(fd)
+            raise
+        taken = socket.socket(fileno=found[0])
+        taken.setblocking(False)
+        taken.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return taken
 
     async def ensure(self) -> None:
         await self._ensure()
@@ -182,11 +206,8 @@ class Client:
             await asyncio.sleep(_PAUSE)
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:  # a socket's path must be short
-            return await asyncio.open_unix_connection(f"/proc/self/fd/{folder}/socket", limit=_LIMIT)
-        finally:
-            os.close(folder)
+        with _through(self.folder) as path:
+            return await asyncio.open_unix_connection(path, limit=_LIMIT)
 
     def _start(self) -> subprocess.Popen[bytes] | None:
         """Start a warden in a session of its own, holding the lock. None where there is one already."""
@@ -223,6 +244,45 @@ class Client:
         with contextlib.suppress(OSError):
             return (self.folder / "said").read_text(encoding="utf-8", errors="replace")[-2000:]
         return ""
+
+
+@contextlib.contextmanager
+def _through(folder: Path) -> Iterator[str]:
+    """The path of the warden's socket, by way of a descriptor: it must be short."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{fd}/socket"
+    finally:
+        os.close(fd)
+
+
+async def _received(line: socket.socket) -> tuple[bytes, list[int]]:
+    """A line, and the descriptors that came with it."""
+    loop = asyncio.get_running_loop()
+    told, found = b"", list[int]()
+    while not told.endswith(b"\n"):
+        ready: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(line, _set, ready)
+        try:
+            await ready
+        except BaseException:
+            for fd in found:
+                os.close(fd)
+            raise
+        finally:
+            loop.remove_reader(line)
+        with contextlib.suppress(BlockingIOError):
+            data, more, _, _ = socket.recv_fds(line, 65536, 1)
+            found += more
+            if not data:
+                break
+            told += data
+    return told, found
+
+
+def _set(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
 
 
 def _line(content: Mapping[str, Any]) -> bytes:

@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from usina.core.capacity import Finding, Inventory
@@ -41,6 +42,7 @@ class ProcessDriver:
 
     def __init__(self, settings: HostSettings) -> None:
         self._options: Options = read(settings)
+        self._tools = dict(settings.tools)
         folder = hashlib.sha256(os.fsencode(self._options.folder.absolute())).hexdigest()
         self.group = f"usina-{settings.factory}-{folder[:12]}".lower()  # of our groups
         self._client = Client(self._options.folder, self._settings())
@@ -64,7 +66,9 @@ class ProcessDriver:
             "pids": options.pids,
             "log_limit": options.log_limit,
             "unpack_limit": options.unpack_limit,
-            "read_only": list(options.read_only),
+            "read_only": [(folder, folder) for folder in options.read_only]
+            + [(source, place) for tool in self._tools.values() for place, source in tool.folders.items()],
+            "tools": sorted(self._tools),
             "idle": options.idle,
             "filter": seccomp.build(machine).hex() if machine in seccomp.ARCHITECTURES else "",
             "network_program": network_program(),
@@ -85,8 +89,18 @@ class ProcessDriver:
         facts = self._client.facts
         volumes = await self._shelf.trouble() if facts.get("volumes") else _OLD_WARDEN
         return await asyncio.to_thread(
-            build_inventory, self._options, str(facts["groups"]), str(facts["why"]), network_program(), volumes
+            build_inventory,
+            self._options,
+            str(facts["groups"]),
+            str(facts["why"]),
+            network_program(),
+            volumes,
+            self._usable_tools(),
         )
+
+    def _usable_tools(self) -> list[str]:
+        """Those that the warden knows as well, who may be older than we are."""
+        return sorted({*self._tools} & {str(name) for name in self._client.facts.get("tools", ())})
 
     async def survey(self) -> Mapping[str, Sight]:
         await self._client.ensure()
@@ -119,6 +133,8 @@ class ProcessDriver:
     # --- its life
 
     async def start(self, plan: TaskPlan, progress: Progress) -> None:
+        if plan.tool:
+            plan = await self._with_tool(plan)
         self._refuse(plan)
         seen = visible(plan.devices)
         if plan.volumes:
@@ -135,6 +151,12 @@ class ProcessDriver:
                 await self._start_plugged(plan, plan.card, seen)
             finally:
                 self._starting.pop(plan.handle, None)
+
+    async def _with_tool(self, plan: TaskPlan) -> TaskPlan:
+        await self._client.ensure()
+        if plan.tool not in self._usable_tools():
+            raise DriverError(f"this host has no {plan.tool}", lasting=True)
+        return replace(plan, command=(*self._tools[plan.tool].command, *plan.command))
 
     def _order(self, plan: TaskPlan, seen: Visible) -> dict[str, Any]:
         return order(plan, seen, [self._shelf.image(mount.volume) for mount in plan.volumes])
@@ -222,7 +244,8 @@ class ProcessDriver:
         return ProcessTerminal(*line)
 
     async def dial(self, handle: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await self._client.handed("dial", handle=handle, port=port)
+        taken = await self._client.taken("dial", handle=handle, port=port)
+        return await asyncio.open_connection(sock=taken)
 
     async def health(self) -> Sequence[Finding]:
         async with self._looking:  # a broken card may take its driver's whole time to answer

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
-from usina.core.capacity import FOLDERS, Inventory
+from usina.core.capacity import FOLDERS, Inventory, has_tool
 from usina.drivers.process.options import Options
 from usina.drivers.process.warden import seccomp
 from usina.hardware import devices, read_nodes
@@ -14,15 +15,18 @@ from usina.hardware import devices, read_nodes
 _WHY = "tasks are not held to their memory, cores and processes: "
 
 
-def build_inventory(options: Options, groups: str, why: str, network: str, volumes: str, root: str = "") -> Inventory:
+def build_inventory(
+    options: Options, groups: str, why: str, network: str, volumes: str, tools: Sequence[str] = (), root: str = ""
+) -> Inventory:
     """`groups` and `why`: the warden's control groups, and why there are none. `network`: the program that gives runs
-    an outbound network, or "". `volumes`: why runs can have none, or ""."""
+    an outbound network, or "". `volumes`: why runs can have none, or "". `tools`: programs that runs can name."""
     nodes = read_nodes(root)
     traits = {"task:local", platform.machine()}
     traits |= {"task:outbound"} if network else set()
     traits |= {"task:host-network"} if options.host_network else set()
     traits |= {FOLDERS} if not volumes else set()
     traits |= {"task:limits"} if groups != "none" else set()
+    traits |= {has_tool(tool) for tool in tools}
     traits |= {"numa"} if len(nodes) > 1 else set()
     return Inventory(
         nodes=nodes,

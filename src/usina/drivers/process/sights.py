@@ -64,7 +64,8 @@ def order(plan: TaskPlan, seen: Visible, images: Sequence[str] = ()) -> dict[str
         "forced": dict(seen.environment),
         "secrets": list(secret_values(plan)),
         "files": [
-            {"source": file.source, "path": file.path, "unpack": file.unpack, "mode": file.mode} for file in plan.files
+            {"source": f.source, "path": f.path, "unpack": f.unpack, "mode": f.mode, "shared": f.shared}
+            for f in plan.files
         ],
         "workdir": plan.workdir,
         "volumes": [

@@ -140,7 +140,9 @@ class SlurmDriver:
         try:
             if self._settings.shared:
                 await progress(0.3, "writing its files")
-                await folder.make(person, place, environment_file(plan.environment), plan.files)
+                environment = environment_file(plan.environment)
+                limit = self._settings.shared_limit
+                await folder.make(person, place, environment, plan.files, plan.project, limit)
             await progress(0.8, "handing it to Slurm")
             job = await self._wire.submit(person, request)
         except HostUnreachable:

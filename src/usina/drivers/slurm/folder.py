@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from usina.core.task import FilePlan
 from usina.core.units import Instant
+from usina.drivers.slurm import shared
 from usina.drivers.slurm.identity import Person, becoming, put_away, run
 from usina.drivers.slurm.script import ENVIRONMENT, Place
 from usina.ports.driver import DriverError
@@ -89,17 +90,27 @@ def inside(path: str) -> str:
     return "/".join(parts)
 
 
-async def make(person: Person, place: Place, environment: str, files: tuple[FilePlan, ...]) -> None:
-    """Make the folder with all that is in it before the run begins. May be repeated."""
+async def make(
+    person: Person, place: Place, environment: str, files: tuple[FilePlan, ...], project: str, limit: int
+) -> None:
+    """Make the folder with all that is in it before the run begins. May be repeated. `limit`: bytes of files that are
+    shared by the runs of a project."""
     paths = place.folder, place.absolute_work, ENVIRONMENT
     await _do(person, "the run's folder", _MAKE, *paths, stdin=environment.encode())
+    together = shared.folder_of(place, project)
     for file in files:
         path = inside(file.path)
+        if file.shared and not file.unpack:
+            await shared.link(person, place, together, file, path)
+            continue
         with Path(file.source).open("rb") as source:  # noqa: ASYNC230 - the command reads it, not we
             if file.unpack:
                 await _do(person, path or "its files", _UNPACK, place.absolute_work, path or ".", stdin=source)
             else:
                 await _do(person, path, _PUT, place.absolute_work, path, f"{file.mode & 0o777:04o}", stdin=source)
+
+    if any(file.shared for file in files):
+        await shared.trim(person, together, limit)
 
 
 async def read(person: Person, place: Place, known: Mapping[str, int]) -> list[Read]:

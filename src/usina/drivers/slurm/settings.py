@@ -13,6 +13,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from usina.core.errors import Invalid
+from usina.core.units import TiB
 from usina.ports.driver import HostSettings
 
 OPTIONS: Final = {
@@ -26,6 +27,7 @@ OPTIONS: Final = {
     "min_uid": "the lowest Unix uid that tasks may have (1000)",
     "account": "account of tasks that name none",
     "qos": "QoS of tasks that name none",
+    "shared_limit": "bytes of weights and alike that are kept for a member in a project, beside what runs use (1 TiB)",
     "reader": "Slurm user that jobs and nodes are listed as, over url: root (default) or an operator",
 }
 
@@ -53,6 +55,7 @@ class Settings:
     account: str = ""
     qos: str = ""
     reader: str = "root"
+    shared_limit: int = TiB
 
     @property
     def has_commands(self) -> bool:
@@ -74,12 +77,13 @@ def check(options: Mapping[str, Any]) -> None:
 def read(host: HostSettings) -> Settings:
     """The settings of a cluster whose options passed `check`."""
     check(host.options)
-    given = {name: value for name, value in host.options.items() if name not in ("shared", "min_uid")}
+    given = {name: value for name, value in host.options.items() if name not in ("shared", "min_uid", "shared_limit")}
     return Settings(
         factory=host.factory,
         state_dir=host.state_dir,
         shared=_TRUTH[host.options.get("shared", True)],
         min_uid=int(host.options.get("min_uid", 1000)),
+        shared_limit=int(host.options.get("shared_limit", TiB)),
         **given,
     )
 
@@ -88,6 +92,10 @@ def _check_one(name: str, value: Any) -> None:
     if name == "shared":
         if not isinstance(value, bool | str) or value not in _TRUTH:
             raise Invalid("shared: must be true or false", field=name)
+        return
+    if name == "shared_limit":
+        if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,18}", str(value)):
+            raise Invalid("shared_limit: must be a whole number of bytes", field=name)
         return
     if name == "min_uid":
         if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,9}", str(value)) or int(value) < 1:

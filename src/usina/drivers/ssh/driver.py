@@ -18,12 +18,12 @@ from dataclasses import replace
 from usina.core.capacity import Finding, Inventory
 from usina.core.machine import Absent, Unreachable, VolumePlan
 from usina.core.task import Inside, Running, Sight, TaskPlan, Usage, secret_values
-from usina.drivers.ssh import files, inventory, request, scripts
+from usina.drivers.ssh import files, inventory, request, scripts, shared
 from usina.drivers.ssh.guest import Guest
 from usina.drivers.ssh.link import Done, Link, NotLetIn, Pins, Stranger
 from usina.drivers.ssh.logs import Copies, masks, reading, taken
 from usina.drivers.ssh.notes import MachineNotes, Note
-from usina.drivers.ssh.settings import check
+from usina.drivers.ssh.settings import SHARED_LIMIT, check
 from usina.drivers.ssh.terminal import SshTerminal
 from usina.ports.driver import Beside, DriverError, HostSettings, HostUnreachable
 from usina.ports.tasks import LogPiece, Progress, Terminal
@@ -42,6 +42,7 @@ class MachineTasks:
         check(host.options)
         root = host.state_dir / "ssh"
         self._given = host.beside
+        self._shared_limit = int(host.options.get("shared_limit", SHARED_LIMIT))
         self._notes = MachineNotes(root / "runs", Note)
         self._copies = Copies(root / "logs")
         self._pins = Pins(root / "hosts")
@@ -151,7 +152,12 @@ class MachineTasks:
             _good(made, lasting=made.code == scripts.NO_SYSTEMD)
             for number, file in enumerate(plan.files):
                 await progress(0.3 + 0.6 * number / len(plan.files), "putting files in place")
-                await files.put(guest.link, work, file)
+                if file.shared and not file.unpack:
+                    await shared.link_to(guest.link, folder, work, file, request.inner(file.path))
+                else:
+                    await files.put(guest.link, work, file)
+            if any(file.shared for file in plan.files):
+                await shared.trim(guest.link, self._shared_limit)
             before = time.time()
             launched = await guest.link.run(scripts.LAUNCH, *limits)
         else:

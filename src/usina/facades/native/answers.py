@@ -81,6 +81,14 @@ class MemberPage(BaseModel):
     next: str | None
 
 
+class LimitsOut(BaseModel):
+    models: list[str]
+    requests: int
+    tokens: int
+    concurrency: int
+    priority: int
+
+
 class KeyOut(BaseModel):
     id: str
     member: str
@@ -92,6 +100,7 @@ class KeyOut(BaseModel):
     expires_at: str | None
     revoked_at: str | None
     last_used_at: str | None
+    limits: LimitsOut
 
 
 class KeyPage(BaseModel):

@@ -11,7 +11,20 @@ from starlette.responses import HTMLResponse, Response
 
 from usina import __version__
 from usina.app.context import House
-from usina.facades.native import door, events, goods, hosts, identity, machines, placement, streams, tasks
+from usina.facades.native import (
+    door,
+    endpoint_routes,
+    events,
+    goods,
+    hosts,
+    hub,
+    identity,
+    llm,
+    machines,
+    placement,
+    streams,
+    tasks,
+)
 from usina.facades.native.answers import Problem, SiteOut
 from usina.facades.native.orders import ShortWay
 from usina.facades.native.pages import reference
@@ -27,6 +40,7 @@ _V1 = "/v1"
 _ORDERED = (
     machines.router,
     tasks.router,
+    endpoint_routes.router,
     goods.volumes,
     goods.networks,
     goods.groups,
@@ -60,7 +74,10 @@ def application() -> FastAPI:
         hosts.router,
         placement.router,
         tasks.blobs_router,
+        endpoint_routes.runtimes,
+        hub.router,
         identity.router,
+        llm.router,
         events.router,
         streams.router,
     ):

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from usina.app import keys, tenants
+from usina.core.llm import UNLIMITED
 from usina.core.tenancy import Action
 from usina.core.units import parse_instant
 from usina.facades.native.answers import (
@@ -24,6 +25,7 @@ from usina.facades.native.answers import (
     WhoAmI,
 )
 from usina.facades.native.door import Cursor, Limit, Reader, RefPath, problems
+from usina.facades.native.llm_answers import limits_of
 from usina.facades.native.models import (
     REF,
     KeyIn,
@@ -36,7 +38,15 @@ from usina.facades.native.models import (
     RoleIn,
     TenantIn,
 )
-from usina.facades.native.views import key_view, member_view, page, project_view, quota_view, reply, tenant_view
+from usina.facades.native.views import (
+    key_view,
+    member_view,
+    page,
+    project_view,
+    quota_view,
+    reply,
+    tenant_view,
+)
 
 router = APIRouter(tags=["identity"], responses=problems(401, 403, 404, 409, 413, 422))
 TenantQuery = Annotated[str | None, Query(pattern=REF, max_length=64)]
@@ -179,6 +189,7 @@ async def create_key(context: Reader, body: KeyIn) -> Response:
         project=body.project,
         role=body.role,
         expires_at=_instant(body.expires_at),
+        limits=limits_of(body.limits) if body.limits is not None else UNLIMITED,
     )
     return _fresh(fresh, 201)
 

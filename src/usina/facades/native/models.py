@@ -72,12 +72,28 @@ class RoleIn(Body):
     role: RoleWord | None = Field(description="None takes the role away.")
 
 
+class LimitsIn(Body):
+    """Of a key at the gateway of models; 0 or nothing: no limit."""
+
+    models: list[Text] = Field(default=[], max_length=100, description="Names of endpoints.")
+    requests: int = Field(0, ge=0, description="Per minute.")
+    tokens: int = Field(0, ge=0, description="Per minute, of prompts and answers.")
+    concurrency: int = Field(0, ge=0, description="Requests at a time.")
+    priority: int = Field(0, ge=-1, le=1, description="Where replicas are full: -1 after all others, 1 before them.")
+
+
+class BudgetIn(Body):
+    tokens: int = Field(ge=0, le=10**15)
+    every: str = Field("never", pattern="^(never|day|month)$", description="When it begins anew, in UTC.")
+
+
 class KeyIn(Body):
     name: Ref
     member: Ref = "me"
     project: Ref | None = Field(None, description="The key works in this project only.")
     role: RoleWord | None = Field(None, description="The key can do at most this.")
     expires_at: Annotated[str, StringConstraints(max_length=40)] | None = Field(None, description="RFC 3339.")
+    limits: LimitsIn | None = Field(None, description="At the gateway of models.")
 
 
 class KeyRotate(Body):

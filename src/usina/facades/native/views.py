@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import msgspec
@@ -16,6 +16,7 @@ from usina.core.resource import AnyResource, Condition, Kind
 from usina.core.task import Usage
 from usina.core.tenancy import MEASURES, Key, Member, Project, Quota, Tenant
 from usina.core.units import iso
+from usina.facades.native.endpoint_views import endpoint_spec
 
 encode = msgspec.json.encode
 
@@ -58,6 +59,8 @@ def resource_view(resource: AnyResource) -> dict[str, Any]:
 
 def _spec(resource: AnyResource) -> Any:
     """Of secrets only the names go out."""
+    if resource.kind is Kind.ENDPOINT:
+        return endpoint_spec(resource.spec)
     if resource.kind is not Kind.TASK or not resource.spec.secrets:
         return resource.spec
     return replace(resource.spec, secrets={name: "***" for name in resource.spec.secrets})
@@ -127,6 +130,7 @@ def key_view(key: Key) -> dict[str, Any]:
         "expires_at": iso(key.expires_at),
         "revoked_at": iso(key.revoked_at),
         "last_used_at": iso(key.last_used_at),
+        "limits": asdict(key.limits),
     }
 
 

@@ -6,11 +6,11 @@ tenants.
 
 from usina.services.images.cache import default_cache
 from usina.services.images.catalogue import RECIPES
-from usina.services.images.fetch import Reach
 from usina.services.images.inspect import ImageInfo, inspect
 from usina.services.images.library import ImageLibrary
 from usina.services.images.recipe import Recipe
 from usina.services.images.workshop import Progress
+from usina.services.reach import Reach
 
 __all__ = [
     "RECIPES",

@@ -9,11 +9,9 @@ themselves.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
-import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,72 +19,17 @@ from urllib.parse import urljoin
 
 import httpx2
 
-from usina.core.errors import Invalid, TooLarge, Unavailable
+from usina.core.errors import TooLarge, Unavailable
 from usina.core.units import MiB, show_size
 from usina.services.images.workshop import Progress
+from usina.services.reach import Reach, bad_url
 
 MAX_REDIRECTS = 5
 _ATTEMPTS = 4
 _FIRST_PAUSE = 0.5  # seconds, doubled each time
 _CHUNK = MiB
 _TIMEOUT = httpx2.Timeout(30.0, connect=10.0)
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _MOVED = {301, 302, 303, 307, 308}
-
-Resolve = Callable[[str, int], Awaitable[list[str]]]
-"""Host and port → the addresses it stands for."""
-
-
-async def resolve(host: str, port: int) -> list[str]:
-    """By the system's resolver, which also reads ``0x7f.1`` and ``2130706433`` as addresses."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(entry[4][0]) for entry in found]
-
-
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """Where downloads may go."""
-
-    allow_private: bool = False
-    resolve: Resolve = resolve
-
-    async def address(self, url: httpx2.URL) -> str:
-        """The checked address to connect to for `url`.
-
-        Raises `Invalid` (field "url") for what may not be reached.
-        """
-        if url.scheme not in ("http", "https"):
-            raise _bad(f"{url.scheme or 'this'!r} is not http or https")
-        if url.userinfo:
-            raise _bad("user names and passwords do not belong into it")
-        if not url.host:
-            raise _bad("it names no host")
-        try:
-            addresses = await self.resolve(url.host, url.port or (443 if url.scheme == "https" else 80))
-        except (OSError, UnicodeError):
-            raise _bad(f"there is no host {url.host!r}") from None
-        if not addresses:
-            raise _bad(f"there is no host {url.host!r}")
-        if not self.allow_private and not all(is_public(address) for address in addresses):
-            raise _bad(f"{url.host!r} is not on the public internet")
-        return addresses[0]
-
-
-def is_public(address: str) -> bool:
-    """Whether everybody can reach `address`; IPv6 that carries an IPv4 address is judged by that one."""
-    try:
-        ip = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour
-        if ip in _NAT64 or int(ip) >> 32 == 0:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if ip.teredo or (inner is not None and not is_public(str(inner))):
-            return False
-        if inner is not None:
-            return True
-    return ip.is_global and not ip.is_multicast
 
 
 @dataclass(slots=True)
@@ -169,7 +112,7 @@ class Download:
                     url = _next(url, answer)
                 finally:
                     await answer.aclose()
-        raise _bad(f"it leads on more than {MAX_REDIRECTS} times")
+        raise bad_url(f"it leads on more than {MAX_REDIRECTS} times")
 
     def _judge(self, answer: httpx2.Response, have: int) -> int:
         """The offset that the answer's body starts at."""
@@ -181,7 +124,7 @@ class Download:
         if status in (206, 416) or status == 429 or status >= 500:
             self._note.unlink(missing_ok=True)
             raise _Broken(f"status {status}")
-        raise _bad(f"the server answered {status}")
+        raise bad_url(f"the server answered {status}")
 
     def _resumable(self) -> tuple[int, str]:
         """Bytes that are here already and the server's mark for their version; (0, "") to begin anew."""
@@ -219,15 +162,11 @@ def _parsed(text: str) -> httpx2.URL:
     try:
         return httpx2.URL(text)
     except (httpx2.InvalidURL, TypeError, ValueError):
-        raise _bad("it is not a URL") from None
+        raise bad_url("it is not a URL") from None
 
 
 def _next(url: httpx2.URL, answer: httpx2.Response) -> httpx2.URL:
     target = _parsed(urljoin(str(url), answer.headers.get("location", "")))
     if url.scheme == "https" and target.scheme == "http":
-        raise _bad("it leads from https to http")
+        raise bad_url("it leads from https to http")
     return target
-
-
-def _bad(reason: str) -> Invalid:
-    return Invalid(f"url: {reason}", field="url")

@@ -21,9 +21,10 @@ from usina.core.units import show_size
 from usina.services.images import manifest
 from usina.services.images.cache import built
 from usina.services.images.catalogue import recipe_named
-from usina.services.images.fetch import Download, Reach
+from usina.services.images.fetch import Download
 from usina.services.images.inspect import MAX_VIRTUAL, inspect
 from usina.services.images.workshop import Progress, silent
+from usina.services.reach import Reach
 
 _DRAFT = "content.part"
 _DISK = "disk"

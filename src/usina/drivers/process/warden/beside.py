@@ -1,4 +1,4 @@
-"""What goes on beside a run: commands inside it, streams to its ports, signals to all of it.
+"""What goes on beside a run: commands inside it, connections to its ports, signals to all of it.
 
 Each is a process of its own that joins the run's namespaces. A command gets there what the run has: the same user, no
 capabilities, no new privileges, the system call filter, and the run's groups.
@@ -102,8 +102,9 @@ def signal_all(inside: Inside, number: int) -> int:
 # --- ports
 
 
-def stream(client: socket.socket, inside: Inside, port: int, reply: Callable[[str | None], bytes]) -> int:
-    """Connect inside the run and carry bytes both ways. `reply` makes the first line to the client of an error."""
+def connect(client: socket.socket, inside: Inside, port: int, reply: Callable[[str | None], bytes]) -> int:
+    """Connect inside the run, and hand the connection over with the answer: what goes over it is nobody's in between.
+    `reply` makes the line to the client, of an error or of none. Runs in its own process."""
     try:
         join(inside, ("net",))
         far = _connected(port, inside.address)
@@ -112,9 +113,7 @@ def stream(client: socket.socket, inside: Inside, port: int, reply: Callable[[st
     except OSError as error:
         client.sendall(reply(f"nothing answers on its port {port}: {os.strerror(error.errno or errno.ETIMEDOUT)}"))
         return 1
-    become(inside.uid if os.geteuid() == 0 else None)
-    client.sendall(reply(None))
-    _carry(client, far)
+    socket.send_fds(client, [reply(None)], [far.fileno()])
     return 0
 
 
@@ -124,24 +123,6 @@ def _connected(port: int, address: str) -> socket.socket:
         with suppress(ConnectionRefusedError):
             return socket.create_connection((host, port), _PATIENCE)
     return socket.create_connection(("::1", port), _PATIENCE)
-
-
-def _carry(one: socket.socket, other: socket.socket) -> None:
-    """Until both ends have said all; or one is gone."""
-    for end in (one, other):
-        end.setblocking(True)
-    ways = {one: other, other: one}
-    try:
-        while ways:
-            ready, _ = _ready([end.fileno() for end in ways])
-            for end in [end for end in ways if end.fileno() in ready]:
-                data = end.recv(_CHUNK)
-                if data:
-                    ways[end].sendall(data)
-                else:
-                    ways.pop(end).shutdown(socket.SHUT_WR)
-    except OSError:
-        pass  # one end is gone, and with us the other
 
 
 def _ready(reading: Iterable[int], writing: Iterable[int] = ()) -> tuple[set[int], set[int]]:

@@ -58,6 +58,29 @@ def put(files: Sequence[Mapping[str, Any]], sources: Sequence[int], root: str, m
             raise Refused(f"{'the archive' if file['path'] in ('', '.') else file['path']}: {what}") from error
 
 
+def link(source: str, root: str, path: str, uid: int) -> bool:
+    """Give a run a name for a file that others have too, and nobody may write; folders on the way are the run's. False
+    where it must be copied, on another file system for example. `root` must not have been the run's to change yet."""
+    target = os.path.normpath(os.path.join(root, path))
+    if not target.startswith(f"{root}/"):
+        raise Refused(f"{path}: leads out of the working directory")
+    try:
+        _make_folders(os.path.dirname(target), root, uid)
+        os.chmod(source, 0o444)  # who owns it keeps it in a folder that nobody else enters
+        os.link(source, target)
+    except OSError:
+        return False
+    return True
+
+
+def _make_folders(path: str, root: str, uid: int) -> None:
+    if path == root or os.path.isdir(path):
+        return
+    _make_folders(os.path.dirname(path), root, uid)
+    os.mkdir(path, 0o755)
+    os.chown(path, uid, uid)
+
+
 def _inside(root: str, path: str) -> str:
     """Where a relative path lies; links that were unpacked before it must not lead outside."""
     target = os.path.normpath(os.path.join(root, path))

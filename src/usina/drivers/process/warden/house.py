@@ -212,6 +212,7 @@ class House:
     def _prepare(self, run: Run, wanted: list[Mapping[str, Any]], answer: Answer) -> None:
         """Put files in place, by a process that is the run's user. It reads only what was opened before."""
         self._preparing[run.handle] = [answer]
+        wanted = [{**file, "linked": self._link(run, file, wanted[:n])} for n, file in enumerate(wanted)]
         told, tells = os.pipe()
         sources: list[int] = []
         try:
@@ -228,6 +229,17 @@ class House:
                 os.close(fd)
         self.loop.when_over(pid, lambda code: self._prepared(run, code, told))
         self.changed(run.handle)
+
+    def _link(self, run: Run, file: Mapping[str, Any], before: list[Mapping[str, Any]]) -> bool:
+        """Whether a file that many have is there now, without a copy of its own. Done while its folders are as we made
+        them; it is nobody's to write, but without root, when every run is who owns it."""
+        if not self.root or not file.get("shared") or file["unpack"]:
+            return False
+        if _is_extra(file["path"]):
+            top, path = "extra", str(sum(_is_extra(one["path"]) for one in before))
+        else:
+            top, path = "work", _relative(file["path"], run.record["workdir"])
+        return files.link(file["source"], f"{self.state}/box/{run.handle}/{top}", path, run.record["uid"])
 
     def _prepared(self, run: Run, code: int, told: int) -> None:
         message = os.read(told, 4000).decode("utf-8", "replace")
@@ -352,10 +364,14 @@ def _put(
         os.umask(0o022)
         inside: list[Mapping[str, Any]] = []
         extra: list[Mapping[str, Any]] = []
-        within, beside = [], []
+        within, beside, number = [], [], 0
         for file, source in zip(wanted, sources, strict=True):
             if _is_extra(file["path"]):
-                extra.append({**file, "path": str(len(extra))})
+                number += 1
+            if file["linked"]:
+                continue
+            if _is_extra(file["path"]):
+                extra.append({**file, "path": str(number - 1)})
                 beside.append(source)
             else:
                 inside.append({**file, "path": _relative(file["path"], record["workdir"])})

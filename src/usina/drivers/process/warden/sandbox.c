@@ -249,7 +249,7 @@ static void common_root(const char *root, const char *etc, const char **read_onl
     for EACH (n, NODES) put_at(NODES[n], root, NODES[n], ATTR_NOSUID);
     put_at("/usr", root, "/usr", STILL);
     put_at(etc, root, "/etc", STILL);
-    for (; *read_only; read_only++) put_at(*read_only, root, *read_only, STILL);
+    for (; *read_only; read_only += 2) put_at(read_only[0], root, read_only[1], STILL);
 }
 
 /* Make the mount namespace that we are in what the head of this file says. `view`: any empty folder. */

@@ -3,8 +3,8 @@
 A request is ``{"id": 1, "verb": "stop", …}``, its answer ``{"id": 1, "ok": …}`` or ``{"id": 1, "error": "…", "lasting":
 false}``. After ``watch``, ``{"run": "<handle>", "sight": {…} | null}`` comes on the same connection whenever a run
 looks different; answers and sights are in order, so that what an answer means has been seen before it. ``log`` answers
-with a ``size`` and that many bytes follow the line. ``exec``, ``dial`` and ``outputs`` take the connection over; see
-`beside`.
+with a ``size`` and that many bytes follow the line. ``exec`` and ``outputs`` take the connection over; ``dial`` answers
+with a connection to the run's port, as a descriptor beside the line (SCM_RIGHTS). See `beside`.
 """
 
 from __future__ import annotations
@@ -179,6 +179,7 @@ class Client:
         house = self._door.house
         facts = {
             "volumes": True,
+            "tools": house.settings.get("tools", []),
             "groups": house.layout.mode,
             "why": house.layout.why,
             "controllers": sorted(house.layout.folders),
@@ -218,7 +219,7 @@ class Client:
 
     def _do_dial(self, request: Mapping[str, Any]) -> None:
         inside = self._inside(request["handle"])
-        self._hand_over(request, lambda line, say: beside.stream(line, inside, request["port"], say), inside)
+        self._hand_over(request, lambda line, say: beside.connect(line, inside, request["port"], say), inside)
 
     def _inside(self, handle: str) -> beside.Inside:
         run = self._door.house.runs.get(handle)

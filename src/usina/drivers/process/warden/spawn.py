@@ -97,7 +97,7 @@ class Sandboxes:
     """Asks the program, which runs from the first sandbox on, and is begun anew if it has gone.
 
     `common`: what is the same for all of them: "open_files", "filter" (hex), "view" (an empty folder), "box" (where the
-    folders of runs are), "read_only".
+    folders of runs are), "read_only" (pairs: a folder of the host, and where every run sees it).
     """
 
     def __init__(self, common: Mapping[str, Any]) -> None:
@@ -173,7 +173,7 @@ class Sandboxes:
         with suppress(BrokenPipeError), open(writes, "wb") as pipe:
             common = self._common
             pipe.write(_fields(common["open_files"], common["filter"], common["view"], common["box"]))
-            pipe.write(_listed(common["read_only"]))
+            pipe.write(_listed([path for pair in common["read_only"] for path in pair]))
         if not ours.recv(_MOST):
             self.close()
             raise OSError(errno.EOPNOTSUPP, "no sandbox can be made on this host; see what the warden said")

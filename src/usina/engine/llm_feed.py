@@ -1,0 +1,75 @@
+"""Keeps a gateway's directory fresh: reads it anew when events tell that something in it has changed.
+
+A key that is revoked opens nothing any more `EVERY` later at most, and at once where the same process revoked it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+import structlog
+
+from usina.core.endpoint import EndpointSpec
+from usina.core.errors import UsinaError
+from usina.core.resource import AnyResource, Kind
+from usina.ports.llm import Directory, Offered
+from usina.ports.vault import Vault
+from usina.store.store import Store
+
+log = structlog.get_logger()
+
+EVERY = 0.4  # seconds between looks at what other processes did
+TOLD_BY = ("key.", "member.", "project.", "tenant.", "endpoint.", "budget.")
+
+
+class LlmFeed:
+    def __init__(self, store: Store, vault: Vault, refresh: Callable[[Directory], None]) -> None:
+        self._store, self._vault, self._refresh = store, vault, refresh
+        self._seen = 0
+
+    async def start(self) -> None:
+        self._seen = await self._store.events.last()
+        self._refresh(await self._read())
+
+    async def run(self) -> None:
+        while True:
+            pulse = self._store.database.pulse
+            try:
+                await self._look()
+            except Exception:
+                log.exception("the gateway's directory could not be read")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(EVERY):
+                    await pulse.wait()
+
+    async def _look(self) -> None:
+        last, touched = await self._store.events.touched(self._seen, TOLD_BY)
+        if touched:
+            self._refresh(await self._read())
+        self._seen = last
+
+    async def _read(self) -> Directory:
+        keys, members, projects = await self._store.identity.everybody()
+        endpoints = await self._store.resources.every(Kind.ENDPOINT)
+        budgets = await self._store.llm.budgets()
+        return Directory(
+            keys={key.id: key for key in keys},
+            members={member.id: member for member in members},
+            projects={project.id: project for project in projects},
+            endpoints={one.id: self._offered(one) for one in endpoints if not one.deleting},
+            budgets={budget.scope: budget for budget in budgets},
+        )
+
+    def _offered(self, endpoint: AnyResource) -> Offered:
+        spec: EndpointSpec = endpoint.spec
+        secret = ""
+        if spec.secret and spec.url:  # that of others is for their replicas to find, not for requests
+            try:
+                secret = self._vault.open(spec.secret, endpoint.id)
+            except UsinaError:
+                log.warning("an endpoint's secret cannot be opened", endpoint=endpoint.id)
+        return Offered(
+            endpoint.id, endpoint.tenant, endpoint.project, endpoint.name, spec, endpoint.status.replicas, secret
+        )

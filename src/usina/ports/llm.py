@@ -1,0 +1,148 @@
+"""The gateway of models and what it stands between: clients at the `/v1` door, replicas, and the house's books.
+
+Nothing here waits for a database before the first byte: what the gateway knows is a `Directory`, given to it anew
+whenever something in it has changed; what it has used it writes into its own journal, and from there into the `Ledger`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from usina.core.endpoint import EndpointSpec, Load, Replica
+from usina.core.llm import Budget, Usage
+from usina.core.tenancy import Key, Member, Project
+from usina.core.units import Instant
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """An endpoint as the gateway sees it."""
+
+    id: str
+    tenant: str
+    project: str
+    name: str
+    spec: EndpointSpec
+    replicas: tuple[Replica, ...] = ()
+    secret: str = ""  # opened; of an external upstream
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """Everything that decides about a request, as it was at one moment."""
+
+    keys: Mapping[str, Key] = field(default_factory=dict)
+    members: Mapping[str, Member] = field(default_factory=dict)
+    projects: Mapping[str, Project] = field(default_factory=dict)
+    endpoints: Mapping[str, Offered] = field(default_factory=dict)
+    budgets: Mapping[str, Budget] = field(default_factory=dict)  # by scope
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """Tokens of one budget's period that were used up."""
+
+    scope: str
+    began_at: Instant
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Tokens of one budget's period that a gateway may give out. `tokens` 0: there is nothing left."""
+
+    scope: str
+    began_at: Instant
+    ends_at: Instant  # inf where the budget has no periods
+    tokens: int
+
+
+class Ledger(Protocol):
+    """The books that all gateways of a site share. Every call is one commit; a batch is written once, however often it
+    is handed in."""
+
+    async def begin(self) -> int:
+        """The number of the last batch of this gateway that is written; it is made known where it is new."""
+        ...
+
+    async def write(
+        self, batch: int, usage: Sequence[Usage], spent: Sequence[Spend], loads: Mapping[str, Load]
+    ) -> None:
+        """Write `batch`, unless it is written already."""
+        ...
+
+    async def lease(self, wanted: Mapping[str, int]) -> Sequence[Slice]:
+        """For each scope at least so many tokens, if they are there, and some more to go on with."""
+        ...
+
+    async def give_back(self, slices: Sequence[Slice]) -> None:
+        """Tokens that were leased and are not needed."""
+        ...
+
+    async def give_back_all(self) -> None:
+        """Whatever this gateway still holds by the books; only when nothing of it can be spent any more."""
+        ...
+
+
+class Dial(Protocol):
+    async def __call__(self, endpoint: Offered, replica: Replica) -> Streams:
+        """A stream to a replica. Raises `OSError` or `DriverError`."""
+        ...
+
+
+class Sink(Protocol):
+    """Where an answer goes. Calls come in order: `start`, any number of `write`, `end`; or `abort`."""
+
+    @property
+    def full(self) -> bool:
+        """The client reads more slowly than is written."""
+        ...
+
+    def start(self, status: int, headers: Sequence[tuple[bytes, bytes]], length: int | None) -> None:
+        """`length` None: not known, as of a stream."""
+        ...
+
+    def write(self, data: bytes) -> None: ...
+
+    def end(self) -> None: ...
+
+    def abort(self) -> None:
+        """The answer cannot be finished; the client must notice."""
+        ...
+
+
+@dataclass(slots=True)
+class Request:
+    """One request of a client, complete."""
+
+    method: bytes
+    path: str  # below the mount: "/chat/completions"
+    headers: Mapping[bytes, bytes]  # names in lower case
+    body: bytes
+
+
+class Call(Protocol):
+    """A request under way."""
+
+    def left(self) -> None:
+        """The client has gone."""
+        ...
+
+    def drained(self) -> None:
+        """The sink is not full any more."""
+        ...
+
+
+class Gateway(Protocol):
+    body_limit: int  # bytes
+
+    def knows(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether a request with these headers comes from somebody who may ask at all."""
+        ...
+
+    def begin(self, request: Request, sink: Sink) -> Call: ...

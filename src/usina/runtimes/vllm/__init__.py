@@ -1,0 +1,17 @@
+"""vLLM: serves models in safetensors on GPUs, with LoRA adapters; over several hosts by way of Ray."""
+
+from __future__ import annotations
+
+from usina.ports.runtime import RuntimePlugin
+from usina.runtimes.vllm.recipe import OPTIONS, SETTINGS, check, recipe
+
+PLUGIN = RuntimePlugin(
+    name="vllm",
+    summary="Serves models in safetensors on GPUs, with adapters.",
+    formats=(".safetensors",),
+    stacks=("container", "slurm", "local"),
+    options=OPTIONS,
+    settings=SETTINGS,
+    recipe=recipe,
+    check=check,
+)

@@ -1,0 +1,94 @@
+"""Refusals, in the words of the protocol that was spoken: OpenAI's errors, or Anthropic's on their paths.
+
+https://platform.openai.com/docs/guides/error-codes and https://docs.anthropic.com/en/api/errors
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Refusal(Exception):
+    """A request that is not served. `status` is HTTP's; `kind` and `code` are OpenAI's ``type`` and ``code``."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.kind, self.code, self.param = status, message, kind, code, param
+        self.retry_after = retry_after
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        if self.retry_after is None:
+            return []
+        seconds = max(0.001, self.retry_after)
+        return [(b"retry-after", b"%d" % max(1, round(seconds + 0.499))), (b"retry-after-ms", b"%d" % (seconds * 1000))]
+
+    def body(self, *, anthropic: bool) -> bytes:
+        if anthropic:
+            return msgspec.json.encode({"type": "error", "error": {"type": self._type(), "message": self.message}})
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return msgspec.json.encode({"error": error})
+
+    def _type(self) -> str:
+        return _ANTHROPIC.get(self.status, "api_error" if self.status >= 500 else "invalid_request_error")
+
+
+_ANTHROPIC = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def unauthenticated() -> Refusal:
+    return Refusal(401, "the key is unknown, expired or revoked", code="invalid_api_key")
+
+
+def unknown_model(name: str) -> Refusal:
+    shown = name if name.isprintable() and len(name) <= 128 else "…"
+    return Refusal(
+        404, f"The model '{shown}' does not exist or this key may not use it.", code="model_not_found", param="model"
+    )
+
+
+def invalid(message: str, param: str | None = None, code: str | None = None) -> Refusal:
+    return Refusal(400, message, param=param, code=code)
+
+
+def too_many(message: str, retry_after: float, kind: str = "requests") -> Refusal:
+    return Refusal(429, message, kind=kind, code="rate_limit_exceeded", retry_after=retry_after)
+
+
+def no_budget(message: str, retry_after: float | None) -> Refusal:
+    return Refusal(429, message, kind="insufficient_quota", code="insufficient_quota", retry_after=retry_after)
+
+
+def unavailable(message: str, retry_after: float) -> Refusal:
+    return Refusal(503, message, kind="server_error", code="unavailable", retry_after=retry_after)
+
+
+def broken(message: str) -> Refusal:
+    return Refusal(502, message, kind="server_error", code="bad_gateway")
+
+
+def timed_out(message: str) -> Refusal:
+    return Refusal(504, message, kind="server_error", code="timeout")
+
+
+def fault() -> Refusal:
+    return Refusal(500, "something went wrong here; the operator finds it by the request id", kind="server_error")

@@ -1,0 +1,85 @@
+"""The door of models as the whole server has it: beside the other doors on one port, and through ASGI."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from usina.testing.factory import Running
+from usina.testing.process import FactoryProcess, factory_process
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FactoryProcess]:
+    with factory_process(tmp_path_factory.mktemp("door") / "data", local_host=False) as found:
+        yield found
+
+
+def test_one_connection_reaches_every_door_in_turn(process: FactoryProcess) -> None:
+    line = http.client.HTTPConnection("127.0.0.1", process.port, timeout=10)
+    bearer = {"Authorization": f"Bearer {process.token}"}
+    got = []
+    for path in ("/v1/models", "/v1/nothing", "/healthz", "/v1/models", "/api/v1/whoami", "/v1/models/none"):
+        line.request("GET", path, headers=bearer)
+        answer = line.getresponse()
+        got.append((path, answer.status))
+        answer.read()
+    line.close()
+    assert got == [
+        ("/v1/models", 200),
+        ("/v1/nothing", 404),
+        ("/healthz", 200),
+        ("/v1/models", 200),
+        ("/api/v1/whoami", 200),
+        ("/v1/models/none", 404),
+    ]
+
+
+def test_requests_sent_ahead_wait_for_their_turn(process: FactoryProcess) -> None:
+    one = f"GET /v1/models HTTP/1.1\r\nAuthorization: Bearer {process.token}\r\n"
+    with socket.create_connection(("127.0.0.1", process.port), timeout=10) as line:
+        line.sendall((one + "\r\n").encode() * 8 + (one + "Connection: close\r\n\r\n").encode())
+        data = b""
+        while more := line.recv(1 << 16):
+            data += more
+    assert data.count(b"HTTP/1.1 200") == 9
+
+
+def test_metrics_are_for_who_has_a_role_on_the_site(process: FactoryProcess) -> None:
+    """They name projects and models."""
+
+    def status(token: str) -> int:
+        line = http.client.HTTPConnection("127.0.0.1", process.port, timeout=10)
+        line.request("GET", "/metrics", headers={"Authorization": f"Bearer {token}"} if token else {})
+        found = line.getresponse()
+        found.read()
+        line.close()
+        return found.status
+
+    narrow = process.call("POST", "/keys", {"name": "narrow", "project": "main"})["token"]
+    assert [status(token) for token in (process.token, "", "usk-x-y", narrow)] == [200, 401, 401, 404]
+
+
+async def test_through_asgi_it_is_the_same(factory: Running) -> None:
+    async with factory.client() as client:
+        base = str(client.base_url).replace("/api/v1", "/v1")
+        assert (await client.get(f"{base}models")).json() == {"object": "list", "data": []}
+        refused = await client.post(f"{base}chat/completions", json={"model": "chat", "messages": []})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+        assert refused.headers["x-request-id"]
+        client.headers["authorization"] = "Bearer usk-x-y"
+        assert (await client.post(f"{base}chat/completions", content=b"x")).status_code == 401
+        assert (await client.post(f"{base}chat/completions", content=b"x" * 100_000)).status_code == 413
+
+
+def test_what_is_not_json_is_told_in_json(process: FactoryProcess) -> None:
+    line = http.client.HTTPConnection("127.0.0.1", process.port, timeout=10)
+    line.request("POST", "/v1/chat/completions", body=b"{", headers={"Authorization": f"Bearer {process.token}"})
+    answer = line.getresponse()
+    told = json.loads(answer.read())
+    line.close()
+    assert (answer.status, told["error"]["type"]) == (400, "invalid_request_error")
