@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
 Usina = Callable[..., subprocess.CompletedProcess[str]]
 HI = [{"role": "user", "content": "Say hi."}]
+COLD = {"temperature": 0}  # the SDK of Anthropic has no argument for it any more
 PERSON = {
     "type": "object",
     "properties": {"name": {"enum": ["Ann", "Ben"]}, "age": {"enum": [29, 30, 31]}},  # so that it comes to an end
@@ -110,17 +111,17 @@ async def test_the_same_without_waiting(chat: str, factory: FactoryProcess) -> N
         stream = await client.chat.completions.create(model=chat, messages=HI, max_tokens=8, stream=True)
         assert len([chunk async for chunk in stream]) >= 3
     async with anthropic.AsyncAnthropic(base_url=url, api_key=token, max_retries=0, timeout=120) as claude:
-        async with claude.messages.stream(model=chat, max_tokens=8, temperature=0, messages=HI) as words:
+        async with claude.messages.stream(model=chat, max_tokens=8, messages=HI, extra_body=COLD) as words:
             assert [text async for text in words.text_stream]
         assert (await claude.messages.count_tokens(model=chat, messages=HI)).input_tokens > 5
 
 
 def test_what_anthropics_sdk_can_ask_for(chat: str, factory: FactoryProcess) -> None:
     with anthropic.Anthropic(base_url=factory.endpoint, api_key=factory.token, max_retries=0, timeout=120) as claude:
-        answer = claude.messages.create(model=chat, max_tokens=8, system="Be short.", temperature=0, messages=HI)
+        answer = claude.messages.create(model=chat, max_tokens=8, system="Be short.", messages=HI, extra_body=COLD)
         assert answer.content[0].text
         assert 0 < answer.usage.output_tokens <= 8
-        with claude.messages.stream(model=chat, max_tokens=8, temperature=0, messages=HI) as stream:
+        with claude.messages.stream(model=chat, max_tokens=8, messages=HI, extra_body=COLD) as stream:
             assert stream.get_final_text()
             assert stream.get_final_message().stop_reason in ("max_tokens", "end_turn")
 
