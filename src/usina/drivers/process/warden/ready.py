@@ -23,6 +23,7 @@ from .spawn import Sandboxes, Started
 _MOST: Final = 2
 _QUIET: Final = 0.005  # seconds without a start, before another is made to wait
 _PATIENCE: Final = 2.0  # seconds for one to end
+_AGAIN: Final = 0.01  # seconds until another look at a group that is not empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ class ReadySandboxes:
         try:
             started = make(self._sandboxes, record, f"{self._state}/runs/{name}", group, Limits())
         except OSError:
-            group.remove()
+            self._clear(group, time.monotonic() + _PATIENCE)
             self._give_back(uid)
             raise
         return Ready(name, uid, group, started)
@@ -126,19 +127,30 @@ class ReadySandboxes:
         self._loop.watch(ready.started.own, lambda: self._gone(ready))
 
     def _gone(self, ready: Ready) -> None:
+        self._let_go(ready)
+        self._clear(ready.group, time.monotonic() + _PATIENCE)
+
+    def _let_go(self, ready: Ready) -> None:
         self._loop.forget(ready.started.own)
         ready.started.give_up()
         for fd in (ready.started.own, *ready.started.says):
             os.close(fd)
-        ready.group.remove()
         self._give_back(ready.uid)
+
+    def _clear(self, group: Group, until: float) -> None:
+        """The dead may leave their group a moment after their end is told."""
+        if not group.remove() and time.monotonic() < until:
+            self._loop.later(_AGAIN, lambda: self._clear(group, until))
 
     def close(self) -> None:
         """End what waits, and see it gone."""
+        until = time.monotonic() + _PATIENCE
         for ready in self._waiting:
             kernel.kill(ready.started.own)
-            select.select([ready.started.own], [], [], _PATIENCE)
-            self._gone(ready)
+            select.select([ready.started.own], [], [], max(0.0, until - time.monotonic()))
+            self._let_go(ready)
+            while not ready.group.remove() and time.monotonic() < until:
+                time.sleep(_AGAIN)
         self._waiting = []
 
 

@@ -146,7 +146,11 @@ class Run:
 
     def _drop_group(self) -> None:
         self._let_go()
-        self.group.remove()
+        self._remove_group(_TRIES)
+
+    def _remove_group(self, tries: int) -> None:
+        if not self.group.remove() and tries:
+            self._loop.later(_AGAIN, lambda: self._remove_group(tries - 1))
 
     def _let_go(self) -> None:
         if self._own >= 0:
