@@ -20,7 +20,8 @@ import pytest
 from usina.core.endpoint import Canary, Replica, ReplicaState, Shared, Variant
 from usina.core.llm import Budget, Limits
 from usina.core.tenancy import Key, Role
-from usina.ports.llm import Offered, Streams
+from usina.ports.llm import Offered, Request, Streams
+from usina.services.llm.journal import Journal
 from usina.testing.llm import Parrot, RunningGateway, Site, parrots, running_gateway, token_of
 from usina.testing.waiting import eventually
 
@@ -354,6 +355,40 @@ async def test_a_stream_cut_in_the_middle_is_charged_for_what_was_made(tmp_path:
             return bird.gone
 
         await eventually(left, lambda gone: gone == 1)
+
+
+class Witness:
+    """A sink that looks, whenever it is given something, whether a gateway killed now would be charged for it."""
+
+    full = False
+
+    def __init__(self, made: Day, folder: Path) -> None:
+        self._made, self._folder = made, folder
+        self.seen: list[bool] = []
+        self.over = asyncio.Event()
+
+    def start(self, *head: object) -> None:
+        pass
+
+    def write(self, data: bytes) -> None:
+        self.seen.append(bool(self._made.ledger.usage or Journal(self._folder).left(0).sums.usage()))
+
+    def end(self) -> None:
+        self.over.set()
+
+    abort = end
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/responses", "/messages"])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_nobody_has_the_last_of_an_answer_before_it_is_on_record(tmp_path: Path, path: str, stream: bool) -> None:
+    async with day(tmp_path) as made:
+        witness = Witness(made, tmp_path / "gateway")
+        order = {"model": "chat", "messages": HI, "input": "hi", "stream": stream, "max_tokens": 5}
+        head = {b"authorization": f"Bearer {token_of(made.key)}".encode()}
+        made.gateway.begin(Request(b"POST", path, head, json.dumps(order).encode()), witness)
+        await witness.over.wait()
+        assert witness.seen[-1]
 
 
 async def test_a_batch_whose_answer_was_lost_is_not_counted_twice(tmp_path: Path) -> None:

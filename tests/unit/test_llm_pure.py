@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from dataclasses import dataclass, replace
@@ -492,7 +491,6 @@ async def filled(folder: Path) -> Journal:
 
 async def test_what_was_settled_is_read_back_and_what_was_open_counts_as_used(tmp_path: Path) -> None:
     journal = await filled(tmp_path)
-    await asyncio.sleep(0)  # the end of this turn of the loop
     left = Journal(tmp_path).left(0)
     assert [(one.prompt, one.requests) for one in left.sums.usage()] == [(30, 1)]
     assert [(one.scope, one.tokens) for one in left.sums.spent()] == [("key-a", 231)]
@@ -527,13 +525,15 @@ async def test_where_the_disk_takes_no_more_nothing_is_lost_and_it_says_so(tmp_p
     journal = await filled(tmp_path)
     good = journal._file
     journal._file = os.open("/dev/full", os.O_WRONLY)
-    journal.flush()
+    journal.settle(Numbered(2), usage(40), [])
     assert journal.broken
     os.close(journal._file)
     journal._file = good
     journal.flush()
     assert not journal.broken
-    assert Journal(tmp_path).left(0).open == 1
+    left = Journal(tmp_path).left(0)
+    assert [one.prompt for one in left.sums.usage()] == [70]
+    assert left.open == 0
     journal.close()
 
 

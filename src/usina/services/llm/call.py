@@ -296,23 +296,26 @@ class OneCall:
         return [(b"x-request-id", self.request_id), *rates]
 
     def got(self, data: bytes) -> None:
-        if not self.first_at:
-            self.first_at = self.gateway.clock()
-            self._was_read()
-        if self.events is None:
-            self._parts.append(data)
-            if self._is_turned():
-                return
-        else:
-            data = self.events.feed(data)
-        if data and not self._told:
+        data = self._passed_on(data)
+        if self._told:
+            return
+        if self.events is not None and self.events.ended:  # clients leave here, and not at the end of the answer
+            self._say_last(data)
+            self.gateway.later(GRACE, self._let_go)
+        elif data:
             self.sink.write(data)
             if self.sink.full and self.connection is not None:
                 self.connection.pause()
-        if self.events is not None and self.events.ended and not self._told:
-            self._told = True  # clients leave at the last event, and not at the end of the answer
-            self.sink.end()
-            self.gateway.later(GRACE, self._let_go)
+
+    def _passed_on(self, data: bytes) -> bytes:
+        """What of it the client gets as it is; a whole answer is kept, too, for what it tells of its usage."""
+        if not self.first_at:
+            self.first_at = self.gateway.clock()
+            self._was_read()
+        if self.events is not None:
+            return self.events.feed(data)
+        self._parts.append(data)
+        return b"" if self._is_turned() else data
 
     def _was_read(self) -> None:
         """The replica owes no more of this prompt."""
@@ -326,26 +329,36 @@ class OneCall:
             connection, self.connection = self.connection, None
             if connection is not None:
                 connection.drop()
-            self._settle(self._counted(), failed=False)
+            self._end()
 
     def drained(self) -> None:
         if self.connection is not None and not self._over:
             self.connection.resume()
 
-    def finished(self) -> None:
+    def finished(self, data: bytes) -> None:
         self.connection = None
-        if self._is_turned():
-            assert self.ask.response is not None
-            body = b"".join(self._parts)
-            body = Answer(self.ask.response).whole(body, self._guessed(used_in(body)))
-            self._start(200, self._kept, len(body))
-            self.sink.write(body)
+        data = self._passed_on(data) if data else b""
         if not self._told:
-            rest = self.events.rest() if self.events is not None else b""
-            if rest:
-                self.sink.write(rest)
-            self.sink.end()
+            if self._is_turned():
+                data = self._turned()
+                self._start(200, self._kept, len(data))
+            elif self.events is not None:
+                data += self.events.rest()
+            self._say_last(data)
+        self._end()
+
+    def _turned(self) -> bytes:
+        assert self.ask.response is not None
+        body = b"".join(self._parts)
+        return Answer(self.ask.response).whole(body, self._guessed(used_in(body)))
+
+    def _say_last(self, data: bytes) -> None:
+        """The last of the answer. What was used is on record before: nobody has an answer that a kill made free."""
+        self._told = True
         self._settle(self._counted(), failed=self._status >= 400)
+        if data:
+            self.sink.write(data)
+        self.sink.end()
 
     def _counted(self) -> Used:
         if self._status >= 400:
@@ -364,9 +377,7 @@ class OneCall:
     def lost(self, reason: str) -> None:
         self.connection = None
         if self._started:
-            if not self._told:
-                self.sink.abort()
-            self._settle(self._guessed(self.events.used if self.events else Used()), failed=not self._told)
+            self._break_off()
             return
         # A connection that was kept may have been closed just when it was used again; that is nobody's fault.
         self._failed(reason, blame=self._fresh)
@@ -436,10 +447,11 @@ class OneCall:
         body = refusal.body(anthropic=self.request.path.startswith("/messages"))
         headers = [(b"content-type", b"application/json"), *refusal.headers(), *self._own_headers()]
         self._status = refusal.status
+        self._settle(Used(0, 0, 0), failed=True)
         self.sink.start(refusal.status, headers, len(body))
         self.sink.write(body)
         self.sink.end()
-        self._settle(Used(0, 0, 0), failed=True)
+        self._end()
 
     def left(self) -> None:
         """The client has gone: the replica need not go on, and what it made is charged."""
@@ -452,6 +464,7 @@ class OneCall:
         elif self.seat is None and self._rates is not None:
             self.live.line.leave(self)
         self._settle(self._guessed(self.events.used) if self.events is not None else self._sent(), failed=True)
+        self._end()
 
     def _sent(self) -> Used:
         """A prompt that a replica had may have been worked on; of an answer that is not streamed nothing is known but
@@ -464,11 +477,16 @@ class OneCall:
         if connection is not None:
             connection.drop()
         if self._started:
-            if not self._told:
-                self.sink.abort()
-            self._settle(self._guessed(self.events.used if self.events else Used()), failed=not self._told)
+            self._break_off()
         else:
             self.refuse(refusal)
+
+    def _break_off(self) -> None:
+        """An answer that has begun cannot be made good."""
+        if not self._told:
+            self._settle(self._guessed(self.events.used if self.events else Used()), failed=True)
+            self.sink.abort()
+        self._end()
 
     # --- the end
 
@@ -483,18 +501,22 @@ class OneCall:
                 self.gateway.freed(self.live)
         return seat
 
-    def _settle(self, used: Used, *, failed: bool) -> None:
-        """Give back what was taken, and note what was used; once."""
+    def _end(self) -> None:
+        """Nothing comes any more, neither from the replica nor from the client."""
         self._over = True
-        gateway = self.gateway
-        gateway.over(self)
-        prompt, completion = used.prompt or 0, used.completion or 0
-        if self._rates is not None:
-            self._rates.leave(self.estimate, prompt + completion)
-            if self.ask.verb is Verb.COUNT:
-                prompt = 0
-            self._note(prompt, min(used.cached, prompt), completion, failed)
+        self.gateway.over(self)
         self._stand_up()
+
+    def _settle(self, used: Used, *, failed: bool) -> None:
+        """Give back what was reserved, and note what was used; once, and before the client has the last of it."""
+        rates, self._rates = self._rates, None
+        if rates is None:
+            return
+        prompt, completion = used.prompt or 0, used.completion or 0
+        rates.leave(self.estimate, prompt + completion)
+        if self.ask.verb is Verb.COUNT:
+            prompt = 0
+        self._note(prompt, min(used.cached, prompt), completion, failed)
 
     def _note(self, prompt: int, cached: int, completion: int, failed: bool) -> None:
         gateway, live, caller = self.gateway, self.live, self.caller

@@ -1,8 +1,8 @@
 """The gateway's own journal: what is reserved and what was used, appended to a file before it goes to the ledger.
 
-Records gather during one turn of the event loop and are written at its end, in one call; no answer to any of these
-requests can have reached a client before. A process that is killed has thus written all it must answer for: what was
-settled is read back, and what was reserved and not settled counts as used, so that no budget is ever overspent.
+What a request has used is written before the client gets the last of its answer; what it reserves, in the same turn of
+the event loop. A process that is killed has thus written all it must answer for: what was settled is read back, and
+what was reserved and not settled counts as used, so that no budget is ever overspent.
 The file is not forced to disk; a machine that loses power may lose what the ledger was not told yet, about a second.
 
 Segments are numbered; the ledger takes each once. A new segment begins with the reservations that are still open, so
@@ -96,7 +96,9 @@ class Journal:
         where = [(purse.scope, began_at) for purse, began_at in hold.purses]
         record = _framed(_encode((HELD, request.number, where, hold.tokens)))
         self._open[request.number] = record
-        self._append(record)
+        if not self._buffer:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._buffer.append(record)
 
     def settle(self, request: Numbered, usage: Usage, spent: list[Spend]) -> None:
         row = (
@@ -105,15 +107,11 @@ class Journal:
         )  # fmt: skip
         where = [(one.scope, one.began_at, one.tokens) for one in spent]
         self._open.pop(request.number, None)
-        self._append(_framed(_encode((SETTLED, request.number, row, where))))
+        self._buffer.append(_framed(_encode((SETTLED, request.number, row, where))))
+        self.flush()
         self.sums.add(row)
         for one in spent:
             self.sums.spend(one.scope, one.began_at, one.tokens)
-
-    def _append(self, record: bytes) -> None:
-        if not self._buffer:
-            asyncio.get_running_loop().call_soon(self.flush)
-        self._buffer.append(record)
 
     def flush(self) -> None:
         """Write what has gathered; where the disk takes no more, it is `broken` until it does."""

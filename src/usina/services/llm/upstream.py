@@ -23,8 +23,8 @@ class Receiver(Protocol):
 
     def got(self, data: bytes) -> None: ...
 
-    def finished(self) -> None:
-        """The whole answer is there."""
+    def finished(self, data: bytes) -> None:
+        """With this, the whole answer is there."""
         ...
 
     def lost(self, reason: str) -> None:
@@ -41,6 +41,7 @@ class Connection(asyncio.Protocol):
         "_keep",
         "_parser",
         "_paused",
+        "_pieces",
         "_receiver",
         "_to_the_end",
         "idle_since",
@@ -59,6 +60,7 @@ class Connection(asyncio.Protocol):
         self._receiver: Receiver | None = None
         self._parser: Any = None
         self._headers: list[tuple[bytes, bytes]] = []
+        self._pieces: list[bytes] = []  # of the body, out of one read
         self._keep = False
         self._paused = False
         self._done = False
@@ -70,7 +72,7 @@ class Connection(asyncio.Protocol):
         self.used += 1
         self._receiver = receiver
         self._parser = httptools.HttpResponseParser(self)
-        self._headers, self._done, self._to_the_end = [], False, False
+        self._headers, self._pieces, self._done, self._to_the_end = [], [], False, False
         self.transport.write(request)
 
     def pause(self) -> None:
@@ -108,8 +110,12 @@ class Connection(asyncio.Protocol):
             if receiver is not None:
                 receiver.lost(f"the replica's answer is not HTTP: {type(error).__name__}")
             return
+        body = b"".join(self._pieces)
+        self._pieces.clear()
         if self._done:
-            self._finish()
+            self._finish(body)
+        elif body and self._receiver is not None:
+            self._receiver.got(body)
 
     def eof_received(self) -> bool:
         return False
@@ -120,11 +126,11 @@ class Connection(asyncio.Protocol):
         if receiver is None:
             return
         if self._to_the_end and error is None:
-            receiver.finished()
+            receiver.finished(b"")
         else:
             receiver.lost("the replica closed the connection")
 
-    def _finish(self) -> None:
+    def _finish(self, body: bytes) -> None:
         self._done = False
         receiver, self._receiver = self._receiver, None
         self.resume()
@@ -133,7 +139,7 @@ class Connection(asyncio.Protocol):
         else:
             self.transport.close()
         if receiver is not None:
-            receiver.finished()
+            receiver.finished(body)
 
     # --- from the parser
 
@@ -157,8 +163,7 @@ class Connection(asyncio.Protocol):
             self._receiver.answered(status, self._headers)
 
     def on_body(self, data: bytes) -> None:
-        if self._receiver is not None:
-            self._receiver.got(data)
+        self._pieces.append(data)
 
     def on_message_complete(self) -> None:
         if self._parser.get_status_code() < 200:
