@@ -205,6 +205,46 @@ async def test_errors_of_messages_have_anthropics_shape(tmp_path: Path) -> None:
                 await wrong.messages.create(model="chat", max_tokens=5, messages=HI)
 
 
+async def test_messages_are_made_chats_where_the_runtime_knows_nothing_else(tmp_path: Path) -> None:
+    bird, deaf = Parrot(), Parrot(status=400)
+    async with day(tmp_path, bird) as made, parrots(deaf) as ports:
+        site = made.site
+        site.endpoints["ept-chat"] = replace(site.endpoints["ept-chat"], messages=False)
+        site.endpoints["ept-deaf"] = replace(site.endpoint("deaf", "prj-lab", ports), messages=False)
+        made.running.publish()
+        base = made.running.url.removesuffix("/v1")
+        async with anthropic.AsyncAnthropic(base_url=base, api_key=token_of(made.key), max_retries=0) as client:
+            answer = await client.messages.create(model="chat", max_tokens=5, system="Be short.", messages=HI)
+            assert (answer.content[0].text, answer.stop_reason) == ("hello there", "end_turn")
+            async with client.messages.stream(model="chat", max_tokens=5, messages=HI) as stream:
+                assert [text async for text in stream.text_stream] == ["hello", " there"]
+                final = await stream.get_final_message()
+            assert (final.usage.input_tokens, final.usage.output_tokens) == (7, 2)
+            with pytest.raises(anthropic.BadRequestError) as refused:
+                await client.messages.create(model="deaf", max_tokens=5, messages=HI)
+            assert refused.value.body["error"]["message"] == "as told"
+            with pytest.raises(anthropic.BadRequestError, match="cannot count"):
+                await client.messages.count_tokens(model="chat", messages=HI)
+        assert [head[":path"] for head in bird.heads] == ["/v1/chat/completions"] * 2
+        assert bird.asked[0]["messages"][0] == {"role": "system", "content": "Be short."}
+        usage = await made.settled(3)
+        assert (sum(one.prompt for one in usage), sum(one.completion for one in usage)) == (14, 4)
+
+
+async def test_a_message_becomes_a_chat_when_it_falls_back_to_who_knows_only_those(tmp_path: Path) -> None:
+    broken, other = Parrot(status=503), Parrot(words=("from", " elsewhere"))
+    async with parrots(other) as ports, day(tmp_path, broken, fallback=("spare",)) as made:
+        spare = made.site.endpoint("spare", "prj-lab", ports)
+        made.site.endpoints[spare.id] = replace(spare, messages=False)
+        made.running.publish()
+        base = made.running.url.removesuffix("/v1")
+        async with anthropic.AsyncAnthropic(base_url=base, api_key=token_of(made.key), max_retries=0) as client:
+            answer = await client.messages.create(model="chat", max_tokens=5, messages=HI)
+        assert answer.content[0].text == "from elsewhere"
+        assert [bird.heads[0][":path"] for bird in (broken, other)] == ["/v1/messages", "/v1/chat/completions"]
+        await made.settled(1)
+
+
 async def _raw(made: Day, data: bytes, until: bytes = b"\r\n\r\n") -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", made.running.port)
     writer.write(data)

@@ -6,7 +6,7 @@ A key that is revoked opens nothing any more `EVERY` later at most, and at once 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 import structlog
@@ -15,6 +15,7 @@ from usina.core.endpoint import EndpointSpec
 from usina.core.errors import UsinaError
 from usina.core.resource import AnyResource, Kind
 from usina.ports.llm import Directory, Offered
+from usina.ports.runtime import RuntimePlugin
 from usina.ports.vault import Vault
 from usina.store.store import Store
 
@@ -25,8 +26,10 @@ TOLD_BY = ("key.", "member.", "project.", "tenant.", "endpoint.", "budget.")
 
 
 class LlmFeed:
-    def __init__(self, store: Store, vault: Vault, refresh: Callable[[Directory], None]) -> None:
-        self._store, self._vault, self._refresh = store, vault, refresh
+    def __init__(
+        self, store: Store, vault: Vault, runtimes: Mapping[str, RuntimePlugin], refresh: Callable[[Directory], None]
+    ) -> None:
+        self._store, self._vault, self._runtimes, self._refresh = store, vault, runtimes, refresh
         self._seen = 0
 
     async def start(self) -> None:
@@ -70,6 +73,14 @@ class LlmFeed:
                 secret = self._vault.open(spec.secret, endpoint.id)
             except UsinaError:
                 log.warning("an endpoint's secret cannot be opened", endpoint=endpoint.id)
+        runtime = self._runtimes.get(spec.runtime)
         return Offered(
-            endpoint.id, endpoint.tenant, endpoint.project, endpoint.name, spec, endpoint.status.replicas, secret
+            endpoint.id,
+            endpoint.tenant,
+            endpoint.project,
+            endpoint.name,
+            spec,
+            endpoint.status.replicas,
+            secret,
+            messages=runtime is not None and runtime.messages,
         )

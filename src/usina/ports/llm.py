@@ -30,6 +30,7 @@ class Offered:
     spec: EndpointSpec
     replicas: tuple[Replica, ...] = ()
     secret: str = ""  # opened; of an external upstream
+    messages: bool = True  # its replicas speak Anthropic's messages
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ class RuntimePlugin:
     options: Mapping[str, str]  # a member's, in `EndpointSpec.options` -> one sentence; anything else is refused
     settings: Mapping[str, str]  # the operator's -> one sentence
     brings_model: bool = False  # its image may have the model in it: then the model has no files
+    messages: bool = False  # it speaks Anthropic's messages; else the gateway makes chats of them
     recipe: Callable[[Wish], Recipe] | None = None  # raises core.errors.Invalid or Refused, with numbers
     check: Callable[[EndpointSpec], None] = lambda spec: None  # raises Invalid naming the field
     tool: Callable[[], Tool | None] | None = (

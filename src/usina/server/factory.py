@@ -102,7 +102,7 @@ class Factory:
         self.gateway = LlmGateway(
             ledger, FleetDial(self.fleet, reach.of_url), doors.secret, settings.data_dir / "gateway", wall=clock.now
         )
-        self.feed = LlmFeed(store, vault, self.gateway.refresh)
+        self.feed = LlmFeed(store, vault, runtimes, self.gateway.refresh)
         self.house = House(
             store=store,
             clock=clock,

@@ -14,6 +14,7 @@ PLUGIN = RuntimePlugin(
     stacks=("local", "container"),
     options=OPTIONS,
     settings=SETTINGS,
+    messages=True,
     recipe=recipe,
     check=check,
     tool=tool,

@@ -12,6 +12,7 @@ PLUGIN = RuntimePlugin(
     stacks=("container", "slurm", "local"),
     options=OPTIONS,
     settings=SETTINGS,
+    messages=True,
     recipe=recipe,
     check=check,
 )

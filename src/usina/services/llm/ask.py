@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
+from usina.services.llm import messages, responses
 from usina.services.llm.refusal import Refusal, invalid
-from usina.services.llm.responses import as_chat
+from usina.services.llm.stream import Events, Used
 
 NOTHING = msgspec.Raw(b"")
 PER_MESSAGE = 16  # tokens that a chat template may add to each message
@@ -58,6 +59,18 @@ _OPTIONS = msgspec.json.Decoder(dict[str, Any] | None)
 _WHOLE = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
+class Turned(Protocol):
+    """What was asked in another dialect than chats, and has become one: turns the answer back."""
+
+    def events(self) -> Events:
+        """For an answer that is a stream."""
+        ...
+
+    def whole(self, body: bytes, used: Used) -> bytes: ...
+
+    def refused(self, status: int, body: bytes) -> bytes: ...
+
+
 @dataclass(slots=True)
 class Ask:
     verb: Verb
@@ -69,17 +82,23 @@ class Ask:
     limit: int | None  # tokens that each answer may have
     answers: int  # so many
     session: str  # what is asked in one session has a beginning in common
-
-    response: dict[str, Any] | None = None  # the request as it came, where a chat is asked in its place
+    turned: Turned | None = None  # where a chat is asked in its place
 
     @property
     def sent(self) -> Verb:
         """What the replica is asked."""
-        return Verb.CHAT if self.response is not None else self.verb
+        return Verb.CHAT if self.turned is not None else self.verb
 
     @property
     def makes_text(self) -> bool:
         return self.verb not in _SILENT
+
+    def as_chat(self) -> None:
+        """A message becomes a chat, where the replica speaks nothing else. Raises `Refusal`."""
+        if self.verb is Verb.COUNT:
+            raise invalid("this model's runtime cannot count tokens", "model")
+        if self.verb is Verb.MESSAGES and self.turned is None:
+            self.body, self.turned = messages.as_chat(self.body)
 
     def most(self, context: int) -> int:
         """Tokens that this cannot pass: no tokenizer makes more tokens than bytes, and no replica more than its
@@ -103,7 +122,7 @@ def read(verb: Verb, body: bytes) -> Ask:
         told = _DECODE(body)
     except msgspec.ValidationError as error:
         raise _explained(error) from None
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         raise invalid("the body is not JSON") from None
     limit = _limit(told)
     answers = max(told.n or 1, told.best_of or 1)
@@ -111,9 +130,9 @@ def read(verb: Verb, body: bytes) -> Ask:
         raise invalid("n: must be between 1 and 128", "n")
     stream = bool(told.stream) and verb not in _SILENT
     asked = _usage_asked(told) if stream and verb in _COUNTED_APART else True
-    response = None
+    turned = None
     if verb is Verb.RESPONSES:
-        body, response = as_chat(body)
+        body, turned = responses.as_chat(body)
     return Ask(
         verb=verb,
         body=body if asked else _asking_usage(told, body),
@@ -124,7 +143,7 @@ def read(verb: Verb, body: bytes) -> Ask:
         limit=limit,
         answers=answers,
         session=told.prompt_cache_key or told.user or "",
-        response=response,
+        turned=turned,
     )
 
 

@@ -20,7 +20,6 @@ from usina.services.llm.book import Meant
 from usina.services.llm.live import Live, Seat
 from usina.services.llm.purse import NO_HOLD, Hold, Purse
 from usina.services.llm.refusal import Refusal
-from usina.services.llm.responses import Answer, ResponseEvents
 from usina.services.llm.route import chain_of
 from usina.services.llm.stream import Events, Used, used_in
 from usina.services.llm.upstream import Connection
@@ -90,6 +89,8 @@ class OneCall:
         ask = self.ask = read(verb, request.body)
         self.meant = gateway.book.meant(caller, ask.model)
         self.live = gateway.lives[self.meant.endpoint]
+        if not self.live.offered.messages:
+            ask.as_chat()
         self._check_context()
         project, self.tenant = gateway.book.payer(caller, self.live.offered)
         self.priority = caller.key.limits.priority
@@ -266,13 +267,13 @@ class OneCall:
         self._start(status, self._kept, int(length) if length is not None and not streams else None)
 
     def _events(self) -> Events:
-        if self.ask.response is not None:
-            return ResponseEvents(Answer(self.ask.response))
+        if self.ask.turned is not None:
+            return self.ask.turned.events()
         return Events(hides_usage=self.ask.hides_usage)
 
     def _is_turned(self) -> bool:
         """Whether the answer is a whole one that stands for another."""
-        return self.ask.response is not None and self.events is None and self._status == 200
+        return self.ask.turned is not None and self.events is None
 
     def _retry(self, status: int) -> bool:
         """Ask somebody else, if there is somebody: then this answer is not waited for."""
@@ -341,16 +342,18 @@ class OneCall:
         if not self._told:
             if self._is_turned():
                 data = self._turned()
-                self._start(200, self._kept, len(data))
+                self._start(self._status, self._kept, len(data))
             elif self.events is not None:
                 data += self.events.rest()
             self._say_last(data)
         self._end()
 
     def _turned(self) -> bytes:
-        assert self.ask.response is not None
+        assert self.ask.turned is not None
         body = b"".join(self._parts)
-        return Answer(self.ask.response).whole(body, self._guessed(used_in(body)))
+        if self._status != 200:
+            return self.ask.turned.refused(self._status, body)
+        return self.ask.turned.whole(body, self._guessed(used_in(body)))
 
     def _say_last(self, data: bytes) -> None:
         """The last of the answer. What was used is on record before: nobody has an answer that a kill made free."""
@@ -412,13 +415,22 @@ class OneCall:
             if other is None or other is self.live or other.offered.id in self.tried:
                 continue
             self.tried.append(other.offered.id)
-            seat = other.seat((), self.tried) if self._is_covered(other) else None
+            seat = other.seat((), self.tried) if self._is_understood(other) and self._is_covered(other) else None
             if seat is not None:
                 self.live = other
                 self.meant = Meant(other.offered.id)
                 self.sit(seat)
                 return True
         return False
+
+    def _is_understood(self, other: Live) -> bool:
+        """Whether it can be asked there what was asked here."""
+        if not other.offered.messages:
+            try:
+                self.ask.as_chat()
+            except Refusal:
+                return False
+        return True
 
     def _is_covered(self, other: Live) -> bool:
         """Whether what is reserved covers what this may use there, where the context may be larger; a client that set

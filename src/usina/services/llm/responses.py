@@ -28,8 +28,8 @@ _DECODE = msgspec.json.Decoder(dict[str, Any]).decode
 # --- the request
 
 
-def as_chat(body: bytes) -> tuple[bytes, Json]:
-    """The chat that a request for a response is, and the request decoded. Raises `Refusal` naming the member."""
+def as_chat(body: bytes) -> tuple[bytes, Answer]:
+    """The chat that a request for a response is, and what turns its answer back. Raises `Refusal` naming the member."""
     asked = _DECODE(body)
     for name in _STATEFUL:
         if asked.get(name):
@@ -49,7 +49,7 @@ def as_chat(body: bytes) -> tuple[bytes, Json]:
         chat["reasoning_effort"] = effort
     if chat.get("stream"):
         chat["stream_options"] = {"include_usage": True}
-    return _encode(chat), asked
+    return _encode(chat), Answer(asked)
 
 
 def _list(value: Any, param: str) -> list[Any]:
@@ -164,6 +164,13 @@ class Answer:
         self._at = time.time()
         self.output: list[Json] = []
         self.cut_short = False  # by the limit of tokens
+
+    def events(self) -> Events:
+        return ResponseEvents(self)
+
+    def refused(self, status: int, body: bytes) -> bytes:
+        """Errors look the same."""
+        return body
 
     def said(self, status: str, usage: Used | None = None) -> Json:
         """The response object."""
