@@ -11,9 +11,10 @@ import pytest
 from usina.core.endpoint import Load
 from usina.core.grant import Grant
 from usina.core.llm import Budget, Every, Usage
-from usina.core.tenancy import Action, Scope
+from usina.core.tenancy import Action, Key, Scope
 from usina.engine.llm_ledger import StoreLedger
 from usina.ports.llm import Slice, Spend
+from usina.store import identity
 from usina.store import llm as writers
 from usina.store.store import Store
 
@@ -76,6 +77,21 @@ async def test_a_batch_is_written_once_however_often_it_is_handed_in(store: Stor
     assert await ledger.begin() == 2
     by_key = await store.llm.usage(0, 10, by=["key"])
     assert [(row["key"], row["requests"], row["prompt"]) for row in by_key] == [("key-1", 2, 37), ("key-2", 1, 3)]
+
+
+async def test_a_key_is_known_to_be_used_by_the_minute(store: Store, clock: Clock) -> None:
+    work = store.work()
+    identity.add_key(work, Key("key-1", "mbr-1", "ann", clock.now()), GRANT)
+    await work.commit()
+    ledger = await gateway(store, clock, "one")
+    seen = []
+    for batch, later in enumerate((0.0, 59.0, 2.0), 1):
+        clock.at += later
+        await ledger.write(batch, [usage(5, 1)], [], {})
+        key = await store.identity.key("key-1")
+        assert key is not None
+        seen.append(key.last_used_at)
+    assert seen == [clock.at - 61, clock.at - 61, clock.at]
 
 
 async def test_gateways_together_never_lease_more_than_there_is(store: Store, clock: Clock) -> None:

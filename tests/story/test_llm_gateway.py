@@ -672,7 +672,7 @@ async def test_a_larger_endpoint_of_the_chain_uses_no_more_than_was_reserved(tmp
 
 async def test_a_canary_gets_its_share(tmp_path: Path) -> None:
     old, new = Parrot(), Parrot()
-    trial = Variant("lab/parrot", "r2")
+    trial = Variant("lab/cockatoo", "r2")
     async with day(tmp_path, old, new, canary=Canary(trial, 0.25)) as made:
         offered = made.site.endpoints["ept-chat"]
         replicas = (offered.replicas[0], replace(offered.replicas[1], variant=trial))
@@ -681,6 +681,8 @@ async def test_a_canary_gets_its_share(tmp_path: Path) -> None:
         for n in range(120):
             await made.openai.chat.completions.create(model="chat", messages=[{"role": "user", "content": f"{n}"}])
         assert 10 <= len(new.asked) <= 55
+        usage = await made.settled(120)
+        assert sum(one.requests for one in usage if one.model == trial.model) == len(new.asked)
 
 
 async def test_what_a_tenant_shares_its_other_projects_use_and_pay_for(tmp_path: Path) -> None:

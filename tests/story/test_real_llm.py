@@ -4,6 +4,7 @@ through the gateway, metered, limited and budgeted."""
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -124,6 +125,23 @@ def test_what_anthropics_sdk_can_ask_for(chat: str, factory: FactoryProcess) -> 
         with claude.messages.stream(model=chat, max_tokens=8, messages=HI, extra_body=COLD) as stream:
             assert stream.get_final_text()
             assert stream.get_final_message().stop_reason in ("max_tokens", "end_turn")
+
+
+def test_embeddings_of_a_real_model(chat: str, client: openai.OpenAI, usina: Usina) -> None:
+    words = ("--model", "smollm2-135m-instruct", "--replicas", "0..1", "--context", "512", "--option", "pooling=mean")
+    assert usina("endpoint", "create", "vectors", *words).returncode == 0
+    texts = ["The cat sleeps.", "A kitten is asleep.", "Interest rates went up by a quarter.", "The cat sleeps."]
+    answer = client.embeddings.create(model="vectors", input=texts)
+    cat, kitten, rates, again = (one.embedding for one in answer.data)
+    assert len(cat) == 576
+    assert _cosine(cat, again) > 0.9999
+    assert _cosine(cat, kitten) > _cosine(cat, rates)
+    assert answer.usage.prompt_tokens > 15
+    assert usina("endpoint", "delete", "vectors", "--yes").returncode == 0
+
+
+def _cosine(one: list[float], other: list[float]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True)) / (math.hypot(*one) * math.hypot(*other))
 
 
 def test_what_was_used_is_told_by_the_minute_and_survives_a_kill(

@@ -150,6 +150,7 @@ def test_llama_cpp_takes_one_model_with_all_its_parts() -> None:
     [
         ({"options": {"cache_type": "f64"}}, "options.cache_type"),
         ({"options": {"gpu": "yes"}}, "options.gpu"),
+        ({"options": {"pooling": "rank"}}, "options.pooling"),
         ({"adapters": {"x": Variant("a/x")}}, "adapters"),
     ],
 )
@@ -169,6 +170,14 @@ def test_the_program_takes_what_recipes_say() -> None:
     recipe = made(LLAMA_CPP, wish(SMALL, "llama.cpp", "local", options={"cache_type": "q8_0"}))
     given = serve.options([word.replace("{port}", "8000") for word in recipe.task.command])
     assert (given.model, given.port, given.slots, given.cache_type_k) == ("model/model.gguf", 8000, True, "q8_0")
+
+
+def test_embeddings_want_a_text_in_one_batch() -> None:
+    """4 × 1024 × (9 × 1024 + 8 × 576), and no logits."""
+    one = wish(SMALL, "llama.cpp", "local", context=1024, options={"pooling": "mean"})
+    assert footprint(one).overhead == 167_772_160 + 56_623_104
+    told = pairs(made(LLAMA_CPP, one))
+    assert (told["--pooling"], told["--batch-size"], told["--ubatch-size"]) == ("mean", "1024", "1024")
 
 
 # --- vLLM

@@ -16,10 +16,11 @@ from usina.core.grant import Grant
 from usina.core.llm import Budget, Every, Usage, period
 from usina.core.units import Instant
 from usina.store.database import Database
-from usina.store.tables import budget_leases, budgets, gateways, llm_usage
+from usina.store.tables import budget_leases, budgets, gateways, keys, llm_usage
 from usina.store.work import CHANGE, FREE, TAKE, Work, missing
 
 SILENT = 10.0  # seconds after which what a gateway has measured counts no more
+MINUTE = 60.0  # seconds between two notes that a key is used
 SMALLEST = 4096  # tokens of a lease, where there are so many
 
 _LOADS = msgspec.json.Decoder(dict[str, Load])
@@ -62,6 +63,11 @@ def _upsert(dialect: Any) -> Any:
 _ADD = {True: _upsert(sqlite), False: _upsert(postgresql)}
 _NEW_BUDGET = insert(budgets).inline()
 _SET_BUDGET = update(budgets).where(budgets.c.scope == _b("b_scope")).values(tokens=_b("b_tokens"), every=_b("b_every"))
+_KEY_USED = (
+    update(keys)
+    .where(keys.c.id == _b("b_id"), keys.c.last_used_at.is_(None) | (keys.c.last_used_at < _b("b_at") - MINUTE))
+    .values(last_used_at=_b("b_at"))
+)
 _DROP_BUDGET = delete(budgets).where(budgets.c.scope == _b("b_scope"))
 _DROP_LEASES = delete(budget_leases).where(budget_leases.c.scope == _b("b_scope"))
 
@@ -159,7 +165,9 @@ class Llm:
         work.write(FREE, _BATCH, values, 1, WrittenAlready)
         for one in usage:
             work.write(TAKE, _ADD[self._database.is_sqlite], _row(one))
-        for scope, began_at, tokens in spent:
+        for key in sorted({one.key for one in usage}):
+            work.write(CHANGE, _KEY_USED, {"b_id": key, "b_at": now})
+        for scope, began_at, tokens in sorted(spent):  # in one order, so that gateways do not wait for each other
             row = {"b_scope": scope, "b_began": began_at, "b_tokens": tokens}
             work.write(CHANGE, _SPEND, row)
             work.write(CHANGE, _USE_UP, row | {"b_id": gateway})
@@ -171,7 +179,9 @@ class Llm:
         others = max(1, await self.alive(now))
 
         def lease(connection: Connection) -> list[tuple[str, Instant, Instant, int]]:
-            rows = connection.execute(select(budgets).where(budgets.c.scope.in_(wanted))).all()
+            rows = connection.execute(
+                select(budgets).where(budgets.c.scope.in_(wanted)).order_by(budgets.c.scope)
+            ).all()
             return [_leased(connection, gateway, _budget(row), wanted[row.scope], others, now) for row in rows]
 
         return await self._database.transact(lease)

@@ -8,6 +8,8 @@ Memory, on the host or, with `devices`, on them:
 
 512 is llama.cpp's physical batch, whose logits and layer activations its compute buffer holds
 (https://github.com/ggml-org/llama.cpp, `llama-context.cpp`; the q8_0 and q4_0 blocks are those of `ggml-common.h`).
+Embeddings want all of a text in one batch, of up to 2048 tokens then, and no logits; instead the buffer holds the
+scores of attention: 4 bytes × batch × (heads × batch + 8 × hidden).
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ OPTIONS = {
     "file": "Which GGUF file of the repository, where it has several.",
     "cache_type": "Type of the cache: f16 (default), q8_0 or q4_0.",
     "gpu": "true: on GPUs, as many as it needs (false).",
+    "pooling": "Embeddings instead of answers, made of all tokens so: mean, cls or last (many models say it).",
     "chat_template": "A built-in template's name, where the model carries none.",
 }
 SETTINGS = {
@@ -37,7 +40,9 @@ SETTINGS = {
 _TYPES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 _PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf\Z")
 _PROGRAM = 160 * MiB
+_POOLINGS = ("mean", "cls", "last")
 _BATCH = 512
+_LONGEST = 2048  # tokens of a text to embed
 _USABLE = 0.95  # of a device
 
 
@@ -46,6 +51,8 @@ def check(spec: EndpointSpec) -> None:
         raise Invalid(f"options.cache_type: must be one of {', '.join(_TYPES)}", field="options.cache_type")
     if spec.options.get("gpu", "false") not in ("true", "false"):
         raise Invalid("options.gpu: must be true or false", field="options.gpu")
+    if spec.options.get("pooling", "mean") not in _POOLINGS:
+        raise Invalid(f"options.pooling: must be one of {', '.join(_POOLINGS)}", field="options.pooling")
     if not re.fullmatch(r"[a-z0-9._-]{0,64}", spec.options.get("chat_template", "")):
         raise Invalid("options.chat_template: must be the name of a built-in template", field="options.chat_template")
     if spec.adapters:
@@ -71,11 +78,22 @@ def footprint(wish: Wish) -> Footprint:
     files = chosen(wish.model, wish.spec.options.get("file", ""))
     tokens = context_of(facts, wish.spec.context) * wish.spec.slots
     buffers = 4 * _BATCH * (facts.vocabulary + 8 * facts.hidden)
+    if _embeds(wish):
+        batch = _longest(wish)
+        buffers = 4 * batch * (facts.heads * batch + 8 * facts.hidden)
     return Footprint(
         sum(file.size for file in files),
         cache_of(facts, tokens, _TYPES[wish.spec.options.get("cache_type", "f16")]),
         _PROGRAM + buffers,
     )
+
+
+def _embeds(wish: Wish) -> bool:
+    return wish.model.facts.embeddings or "pooling" in wish.spec.options
+
+
+def _longest(wish: Wish) -> int:
+    return min(_LONGEST, context_of(wish.model.facts, wish.spec.context))
 
 
 def recipe(wish: Wish) -> Recipe:
@@ -121,7 +139,12 @@ def _words(
         words += ["--cache-type-k", kind, "--cache-type-v", kind]
     if template := spec.options.get("chat_template"):
         words += ["--chat-template", template]
-    return (*words, *(["--embedding"] if facts.embeddings else []), "--no-webui")
+    if _embeds(wish):
+        batch = str(_longest(wish))
+        words += ["--embedding", "--batch-size", batch, "--ubatch-size", batch]
+    if pooling := spec.options.get("pooling"):
+        words += ["--pooling", pooling]
+    return (*words, "--no-webui")
 
 
 def _cores(wish: Wish) -> float:

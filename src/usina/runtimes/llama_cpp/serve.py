@@ -34,6 +34,9 @@ def options(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--cache-type-v", default="f16")
     parser.add_argument("--cache-ram", type=int, default=0)
     parser.add_argument("--chat-template", default="")
+    parser.add_argument("--batch-size", type=int, default=2048)
+    parser.add_argument("--ubatch-size", type=int, default=512)
+    parser.add_argument("--pooling", default="")
     for flag in ("--metrics", "--slots", "--embedding", "--jinja", "--no-webui"):
         parser.add_argument(flag, action="store_true")
     return parser.parse_args(words)
@@ -51,6 +54,9 @@ def parameters(library: Any, given: argparse.Namespace) -> Any:
     wanted.cache_ram_mib = given.cache_ram
     wanted.cache_type_k = _cache_type(library, given.cache_type_k)
     wanted.cache_type_v = _cache_type(library, given.cache_type_v)
+    wanted.n_batch, wanted.n_ubatch = given.batch_size, given.ubatch_size
+    if given.pooling:
+        wanted.pooling_type = getattr(library.llama_pooling_type, f"LLAMA_POOLING_TYPE_{given.pooling.upper()}")
     if given.threads:
         wanted.cpuparams.n_threads = wanted.cpuparams_batch.n_threads = given.threads
     if given.chat_template:

@@ -42,9 +42,9 @@ _TOLD = (b"accept", b"traceparent", b"tracestate", b"anthropic-version", b"anthr
 class OneCall:
     __slots__ = (
         "_chain", "_fresh", "_hold", "_kept", "_over", "_parts", "_rates", "_started", "_status", "_told",
-        "ask", "caller", "connection", "estimate", "events", "first_at", "gateway", "live", "meant", "number",
-        "priority", "purses", "request", "request_id", "seat", "since", "sink", "tenant", "tried", "unread",
-        "upstream_at",
+        "ask", "caller", "connection", "estimate", "events", "first_at", "gateway", "live", "meant", "model",
+        "number", "priority", "purses", "request", "request_id", "seat", "since", "sink", "tenant", "tried",
+        "unread", "upstream_at",
     )  # fmt: skip
 
     def __init__(self, gateway: LlmGateway, request: Request, sink: Sink) -> None:
@@ -89,6 +89,7 @@ class OneCall:
         ask = self.ask = read(verb, request.body)
         self.meant = gateway.book.meant(caller, ask.model)
         self.live = gateway.lives[self.meant.endpoint]
+        self.model = self.live.offered.spec.variant.model
         if not self.live.offered.messages:
             ask.as_chat()
         self._check_context()
@@ -209,6 +210,7 @@ class OneCall:
     def sit(self, seat: Seat) -> None:
         """This replica it is: take a place, and a connection."""
         self.seat = seat
+        self.model = seat.replica.variant.model
         seat.in_flight += 1
         self.live.in_flight += 1
         self.unread = seat.unread
@@ -540,7 +542,7 @@ class OneCall:
         if not failed and prompt:
             live.learn(len(self.ask.text), prompt)
         usage = Usage(
-            int(wall // 60), tenant, project, caller.member.id, caller.key.id, offered.id, offered.spec.variant.model,
+            int(wall // 60), tenant, project, caller.member.id, caller.key.id, offered.id, self.model,
             1, int(failed), prompt, cached, completion, gateway.clock() - self.since,
         )  # fmt: skip
         gateway.journal.settle(self, usage, spent)
