@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, HfFileSystem
 from huggingface_hub.errors import (
@@ -55,6 +56,14 @@ class Hub:
 
     def fetch(self, repo: str, path: str, **more: Any) -> str:
         return self.api.hf_hub_download(repo, path, cache_dir=self.cache, **more)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where `hf_xet` keeps its log and what it remembers; it reads this when it is first used."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +201,55 @@ def test_a_stream_goes_up_without_xet(ada: Hub) -> None:
     ada.api.create_repo("lab/stream")
     ada.api.upload_file(path_or_fileobj=io.BytesIO(content), path_in_repo="w.gguf", repo_id="lab/stream")
     assert Path(ada.fetch("lab/stream", "w.gguf")).read_bytes() == content
+
+
+def test_large_files_go_up_by_xet(ada: Hub, tmp_path: Path) -> None:
+    """As clients do it that have `hf_xet`: chunks, packed in the way that suits floats, and only those that are new."""
+    content = np.random.default_rng(1).normal(size=3_000_000).astype("float32").tobytes()
+    place = tmp_path / "w.safetensors"
+    settings = {"HF_ENDPOINT": ada.endpoint, "HF_TOKEN": ada.token, "HF_HOME": str(tmp_path / "home")}
+
+    def upload(name: str) -> None:
+        hf = Path(sys.executable).with_name("hf")
+        command = [str(hf), "upload", "lab/xet", str(place), name]
+        done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    place.write_bytes(content)
+    ada.api.create_repo("lab/xet")
+    upload("w.safetensors")
+    assert Path(ada.fetch("lab/xet", "w.safetensors")).read_bytes() == content
+    [member] = (ada.site.data_dir / "xet").iterdir()
+    sent = sum(path.stat().st_size for path in member.iterdir())
+    assert sent < len(content)
+    place.write_bytes(content[:5_000_000] + b"changed" + content[5_000_000:])
+    upload("v.safetensors")
+    assert Path(ada.fetch("lab/xet", "v.safetensors")).read_bytes() == place.read_bytes()
+    assert sum(path.stat().st_size for path in member.iterdir()) < sent + MiB
+    assert {one.path: one.xet_hash for one in ada.api.list_repo_tree("lab/xet") if "w" in one.path} == {
+        "w.safetensors": None
+    }
+
+
+def test_a_token_of_xet_is_for_one_repository_and_one_member(ada: Hub, vera: Hub, mallory: Hub) -> None:
+    filled(ada, "lab/tokens", a_dot_txt=b"1")
+    path = "/api/models/lab/tokens/xet-write-token/main"
+    assert [hub.http("GET", path).status_code for hub in (vera, mallory)] == [403, 404]
+    told = ada.http("GET", path).json()
+    id, key, until, mark = told["accessToken"].split(":")
+    name = "0" * 64
+
+    def status(token: str, url: str = f"/xet/v1/xorbs/default/{name}", method: str = "POST") -> int:
+        return ada.http(method, url, content=b"", headers={"Authorization": f"Bearer {token}"}).status_code
+
+    assert told["casUrl"] == f"{ada.endpoint}/xet"
+    for wrong in (ada.token, f"{id}:{key}:{int(until) + 1}:{mark}", f"{id}:{key}:{until}:{'0' * 64}", ":"):
+        assert status(wrong) == 401
+    assert status(told["accessToken"]) == 200
+    assert status(told["accessToken"], "/xet/v1/xorbs/default/..%2Fx") == 400
+    assert status(told["accessToken"], "/xet/v1/xorbs/other/" + name) == 404
+    assert status(told["accessToken"], "/xet/v1/shards") == 400
+    assert status(told["accessToken"], f"/xet/v1/chunks/default-merkledb/{name}", "GET") == 404
 
 
 def test_revisions_are_pinned(ada: Hub) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
@@ -28,9 +28,10 @@ from usina.ports.driver import DriverPlugin
 from usina.ports.fleet import Hosts
 from usina.ports.library import Library
 from usina.ports.llm import Gateway
-from usina.ports.models import ModelReader, Upstream
+from usina.ports.models import ModelReader, Upstream, Xorbs
 from usina.ports.runtime import RuntimePlugin
 from usina.ports.vault import Vault
+from usina.store.flights import Flights
 from usina.store.leases import Leased
 from usina.store.store import Store
 from usina.store.work import Work
@@ -81,9 +82,11 @@ class House:
     runtime_settings: Mapping[str, Mapping[str, str]]  # the operator's, by runtime
     reach: Reach
     models: ModelReader
+    xorbs: Xorbs
     upstream: Upstream | None  # hub to import models from
     fetch_on_demand: bool  # from there, when somebody asks at the hub's door
     catalogue: Sequence[CatalogueEntry]
+    flights: Flights = field(default_factory=Flights)  # of long work that is asked for again while it goes on
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import structlog
 
 from usina.core.clock import Clock
 from usina.ports.blobs import Blobs
+from usina.ports.models import Xorbs
 from usina.store import tasks as writers
 from usina.store.store import Store
 
@@ -18,8 +19,8 @@ KEPT = 24 * 3600.0
 
 
 class Tidy:
-    def __init__(self, store: Store, clock: Clock, blobs: Blobs) -> None:
-        self._store, self._clock, self._blobs = store, clock, blobs
+    def __init__(self, store: Store, clock: Clock, blobs: Blobs, xorbs: Xorbs) -> None:
+        self._store, self._clock, self._blobs, self._xorbs = store, clock, blobs, xorbs
 
     async def run(self) -> None:
         while True:
@@ -27,6 +28,7 @@ class Tidy:
                 await self._store.resources.forget_requests(self._clock.now() - KEPT)
                 await self._drop_blobs()
                 await self._blobs.sweep()
+                await self._xorbs.sweep()
             except Exception:
                 log.exception("tidying failed")
             await asyncio.sleep(EVERY)

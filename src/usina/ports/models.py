@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from usina.core.model import ModelFacts
 from usina.core.repository import Card
+from usina.core.xet import XetFile
 
 
 class ModelReader(Protocol):
@@ -60,4 +61,25 @@ class Upstream(Protocol):
 
     def content(self, model: RemoteModel, file: RemoteFile) -> AsyncIterator[bytes]:
         """The bytes of a file, gone on with where the connection breaks. Not checked: the caller does that."""
+        ...
+
+
+class Xorbs(Protocol):
+    """What clients that speak Xet have sent, until files are made of it. Each member sees its own only."""
+
+    async def receive(self, member: str, name: str, chunks: AsyncIterator[bytes]) -> bool:
+        """Keep a xorb; whether it is new. Raises `Invalid` and `TooLarge` (field "xorb")."""
+        ...
+
+    def content(self, member: str, file: XetFile, blob: Callable[[str], Path]) -> AsyncIterator[bytes]:
+        """The bytes of a file, made of xorbs that came, or of files that were made of them before; `blob`: where the
+        content of a digest lies. Not checked: the caller does that. Raises `Invalid` (fields "shard", "xorb")."""
+        ...
+
+    async def remember(self, member: str, file: XetFile) -> None:
+        """The file is kept, by its digest: chunks of its xorbs can be read from it."""
+        ...
+
+    async def sweep(self) -> None:
+        """Forget what is old."""
         ...

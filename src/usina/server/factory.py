@@ -46,7 +46,7 @@ from usina.services.images.cache import default_cache
 from usina.services.images.catalogue import RECIPES
 from usina.services.images.library import ImageLibrary
 from usina.services.llm.gateway import LlmGateway
-from usina.services.models import FileReader, Hub
+from usina.services.models import FileReader, Hub, XorbFolder
 from usina.services.models.catalogue import entries
 from usina.services.reach import Reach
 from usina.store.store import Store
@@ -76,6 +76,7 @@ class Factory:
         )
         plans = Plans(store, login_keys)
         blobs, vault, ids = BlobFolder(settings.data_dir / "blobs"), MasterVault(master), Ids(clock.now)
+        xorbs = XorbFolder(settings.data_dir / "xet")
         task_plans = TaskPlans(store, blobs, vault, plugins, plans)
         hands: dict[Kind, Hand] = {
             Kind.MACHINE: MachineHand(self.fleet, plans),
@@ -91,7 +92,7 @@ class Factory:
         self.placer = Placer(store, clock, policies)
         self.reconciler = Reconciler(store, self.leases, clock, self.placer, hands)
         self.forwards = Forwards(store, self.fleet, settings.bind)
-        self.tidy = Tidy(store, clock, blobs)
+        self.tidy = Tidy(store, clock, blobs, xorbs)
         self.orphans = Orphans(store, self.fleet)
         self.ailments = Ailments(store, self.fleet, clock)
         self.samples = Samples(store, self.fleet, clock)
@@ -120,6 +121,7 @@ class Factory:
             blobs=blobs,
             vault=vault,
             models=FileReader(),
+            xorbs=xorbs,
             runtimes=runtimes,
             runtime_settings=settings.runtimes,
             reach=reach,

@@ -10,6 +10,7 @@
 | ``/{ns}/{name}.git/info/lfs/objects/batch`` | ``lfs-batch`` |
 | ``/{ns}/{name}.git/info/lfs/objects/verify`` | ``lfs-verify`` |
 | ``/{ns}/{name}.git/lfs/{digest}`` | ``lfs-object``, with the digest as its path |
+| ``/xet/v1/{word}/{path…}`` | ``xet/{word}`` |
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ def _api(parts: list[str]) -> Address:
 
 def _page(parts: list[str]) -> Address:
     match parts:
+        case ["xet", "v1", "xorbs" | "shards" | "chunks" as word, *path]:
+            return Address(f"xet/{word}", path="/".join(path))
         case [namespace, name, "resolve", revision, *path] if path:
             return Address("resolve", f"{namespace}/{name}", revision, "/".join(path))
         case [namespace, name, *rest] if name.endswith(".git"):

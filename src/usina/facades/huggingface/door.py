@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from usina.app.context import Context, House
 from usina.core import errors
 from usina.core.tenancy import Actor
-from usina.facades.huggingface import address, files, lfs, reading, writing
+from usina.facades.huggingface import address, files, lfs, reading, writing, xet
 from usina.facades.huggingface.address import Address
 
 log = structlog.get_logger()
@@ -47,7 +47,7 @@ HANDLERS: dict[tuple[str, str], Handler] = {
     ("DELETE", "branch"): writing.drop_branch,
     ("POST", "tag"): writing.add_tag,
     ("DELETE", "tag"): writing.drop_tag,
-    ("GET", "xet-write-token"): lfs.no_xet,
+    ("GET", "xet-write-token"): xet.write_token,
     ("POST", "lfs-batch"): lfs.batch,
     ("POST", "lfs-verify"): lfs.verify,
 }
@@ -83,6 +83,8 @@ async def _answer(house: House, request: Request) -> Response:
         at = address.read(raw.removeprefix(mount))
         if at.verb == "lfs-object" and request.method == "PUT":
             return await lfs.receive(house, request, at)  # whoever has its address was let in when it was given
+        if at.verb.startswith("xet/"):
+            return await xet.serve(house, request, at)  # with a token of its own
         context = Context(house, await _caller(house, request))
         handler = HANDLERS.get((request.method, at.verb))
         if handler is None:

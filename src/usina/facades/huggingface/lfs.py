@@ -102,7 +102,3 @@ async def verify(request: Request, context: Context, at: Address) -> Response:
     if there.get(sent.oid) != sent.size:
         raise Invalid("the object did not come whole", field="oid")
     return reply({})
-
-
-async def no_xet(request: Request, context: Context, at: Address) -> Response:
-    raise Forbidden("this hub takes files from 10 MiB on by LFS only: set HF_HUB_DISABLE_XET=1")

@@ -2,5 +2,6 @@
 
 from usina.services.models.reader import FileReader
 from usina.services.models.upstream import Hub
+from usina.services.models.xorbs import XorbFolder
 
-__all__ = ["FileReader", "Hub"]
+__all__ = ["FileReader", "Hub", "XorbFolder"]
