@@ -41,6 +41,12 @@ def up(
     ] = "",
     hub_token_file: Annotated[Path | None, typer.Option(help="File with the key for it.", metavar="FILE")] = None,
     hub_on_demand: Annotated[bool, typer.Option(help="Import from it whatever members ask for.")] = False,
+    traces: Annotated[
+        str, typer.Option(help="Collector for traces (OTLP over HTTP), such as http://localhost:4318.", metavar="URL")
+    ] = "",
+    traces_share: Annotated[
+        float, typer.Option(help="Share of the traces that begin here; callers decide on theirs.", min=0, max=1)
+    ] = 0.05,
     policy: Annotated[
         list[str] | None,
         typer.Option(
@@ -64,6 +70,7 @@ def up(
       usina up --hub-upstream https://hub.example.org --hub-token-file /etc/usina-hub.token
       usina up --policy fragmentation --policy cpu:pack
       usina up --runtime vllm.image=docker.io/vllm/vllm-openai:latest
+      usina up --traces http://localhost:4318 --traces-share 0.2
     """
     from usina.server.run import run
     from usina.server.settings import Settings
@@ -77,9 +84,11 @@ def up(
         roles=_roles(roles),
         local_host=local_host,
         allow_private_urls=allow_private_urls,
-        hub_upstream=_hub(hub_upstream),
+        hub_upstream=_address(hub_upstream, "hub-upstream", "https://hub.example.org"),
         hub_token_file=hub_token_file.expanduser().absolute() if hub_token_file else None,
         hub_on_demand=hub_on_demand,
+        traces=_address(traces, "traces", "http://localhost:4318"),
+        traces_share=traces_share,
         policies=tuple(policy or ()),
         runtimes=_runtimes(runtime or ()),
     )
@@ -101,12 +110,10 @@ def _runtimes(words: Sequence[str]) -> dict[str, dict[str, str]]:
     return found
 
 
-def _hub(address: str) -> str:
+def _address(address: str, field: str, example: str) -> str:
     parts = urlsplit(address)
     if address and (parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None):
-        raise Invalid(
-            f"hub-upstream: {address!r} is not an address such as https://hub.example.org", field="hub-upstream"
-        )
+        raise Invalid(f"{field}: {address!r} is not an address such as {example}", field=field)
     return address.rstrip("/")
 
 

@@ -7,12 +7,14 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from usina.app.addresses import Addresses
 from usina.app.context import House
 from usina.app.doors import Doors
 from usina.app.near import Near
 from usina.core.clock import Clock, SystemClock
+from usina.core.errors import Invalid
 from usina.core.ids import Ids
 from usina.core.resource import Kind
 from usina.engine.ailments import Ailments
@@ -50,6 +52,9 @@ from usina.services.models import FileReader, Hub, XorbFolder
 from usina.services.models.catalogue import entries
 from usina.services.reach import Reach
 from usina.store.store import Store
+
+if TYPE_CHECKING:
+    from usina.services.traces import OtlpTraces
 
 
 class Factory:
@@ -100,8 +105,14 @@ class Factory:
         self.fleet.wake = self.reconciler.wake
         doors = Doors(store, clock, master)
         ledger = StoreLedger(store, clock, instance_id(settings))
+        self.traces = traces_of(settings)
         self.gateway = LlmGateway(
-            ledger, FleetDial(self.fleet, reach.of_url), doors.secret, settings.data_dir / "gateway", wall=clock.now
+            ledger,
+            FleetDial(self.fleet, reach.of_url),
+            doors.secret,
+            settings.data_dir / "gateway",
+            traces=self.traces,
+            wall=clock.now,
         )
         self.feed = LlmFeed(store, vault, runtimes, self.gateway.refresh)
         self.house = House(
@@ -147,6 +158,8 @@ class Factory:
             await asyncio.gather(*tasks, return_exceptions=True)
             if gateway:
                 await self.gateway.stop()
+            if self.traces is not None:
+                await asyncio.to_thread(self.traces.close)
 
     def _standing(self) -> list[asyncio.Task[None]]:
         """The standing tasks of this process's roles."""
@@ -178,6 +191,17 @@ def upstream_hub(settings: Settings) -> Hub | None:
     if not settings.hub_upstream:
         return None
     return Hub(settings.hub_upstream, Reach(allow_private=settings.allow_private_urls), hub_token(settings))
+
+
+def traces_of(settings: Settings) -> OtlpTraces | None:
+    """Raises `Invalid` where the library for them is not installed."""
+    if not settings.traces:
+        return None
+    try:
+        from usina.services.traces import OtlpTraces
+    except ImportError as error:
+        raise Invalid(f"traces: install usina[traces] ({error.name} is missing)", field="traces") from None
+    return OtlpTraces(settings.traces, settings.traces_share, instance_id(settings))
 
 
 def _queues(plugins: Mapping[str, DriverPlugin]) -> dict[str, bool]:

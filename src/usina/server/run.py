@@ -23,6 +23,7 @@ from usina.server.factory import Factory, open_factory
 from usina.server.founding import found_site
 from usina.server.front import protocol
 from usina.server.settings import Settings
+from usina.server.traced import Traced
 from usina.server.web import make_app
 
 Announce = Callable[[Settings, dict[str, str] | None], None]
@@ -94,6 +95,9 @@ class _Server(uvicorn.Server):
 def _server(factory: Factory, settings: Settings) -> _Server:
     facades = discovery.facades().plugins.values()
     app = make_app(factory.house, facades, settings.endpoint)
+    if factory.traces is not None:
+        untraced = [one.mount for one in facades if one.lane is not None]  # they tell more of their requests themselves
+        app = Traced(app, factory.traces, untraced)
     lanes = {one.mount.encode(): one.lane(factory.house) for one in facades if one.lane is not None}
     config = uvicorn.Config(
         app,

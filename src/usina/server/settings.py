@@ -30,6 +30,8 @@ class Settings:
     hub_upstream: str = ""  # a hub of the Hugging Face protocol that models may be imported from
     hub_token_file: Path | None = None  # the key for it
     hub_on_demand: bool = False  # members need not ask for an import: reading at the hub's door begins one
+    traces: str = ""  # collector of OpenTelemetry, by OTLP over HTTP: "http://host:4318"
+    traces_share: float = 0.05  # of the traces that begin here
     policies: tuple[str, ...] = ()  # of placement: a policy, or "group:policy"; see `usina placement policies`
 
     runtimes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # of models: name -> setting -> value

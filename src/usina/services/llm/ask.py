@@ -125,9 +125,7 @@ def read(verb: Verb, body: bytes) -> Ask:
     except (msgspec.DecodeError, RecursionError):
         raise invalid("the body is not JSON") from None
     limit = _limit(told)
-    answers = max(told.n or 1, told.best_of or 1)
-    if not 1 <= answers <= 128:
-        raise invalid("n: must be between 1 and 128", "n")
+    answers = max(_answers(told.n, "n"), _answers(told.best_of, "best_of"))
     stream = bool(told.stream) and verb not in _SILENT
     asked = _usage_asked(told) if stream and verb in _COUNTED_APART else True
     turned = None
@@ -166,6 +164,12 @@ _LIMITED_BY = {
     Verb.COMPLETION: "max_tokens",
     Verb.MESSAGES: "max_tokens",
 }
+
+
+def _answers(value: int | None, name: str) -> int:
+    if value is not None and not 1 <= value <= 128:
+        raise invalid(f"{name}: must be between 1 and 128", name)
+    return value or 1
 
 
 def _limit(told: _Body) -> int | None:

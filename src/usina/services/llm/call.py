@@ -7,7 +7,7 @@ and `_stand_up`; nothing is tried again once the client has got a byte.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import structlog
@@ -22,6 +22,7 @@ from usina.services.llm.purse import NO_HOLD, Hold, Purse
 from usina.services.llm.refusal import Refusal
 from usina.services.llm.route import chain_of
 from usina.services.llm.stream import Events, Used, used_in
+from usina.services.llm.trail import Trail, operation
 from usina.services.llm.upstream import Connection
 
 if TYPE_CHECKING:
@@ -36,15 +37,16 @@ GRACE = 5.0  # seconds between the last event of a stream and the end of the ans
 _AGAIN = {502, 503, 504}
 _ELSEWHERE = {429, *_AGAIN}  # where there is another endpoint to go to
 _PASSED_ON = (b"content-type", b"cache-control", b"retry-after")
-_TOLD = (b"accept", b"traceparent", b"tracestate", b"anthropic-version", b"anthropic-beta", b"openai-beta")
+_CARRIED = (b"traceparent", b"tracestate")
+_TOLD = (b"accept", b"anthropic-version", b"anthropic-beta", b"openai-beta")
 
 
 class OneCall:
     __slots__ = (
         "_chain", "_fresh", "_hold", "_kept", "_over", "_parts", "_rates", "_started", "_status", "_told",
         "ask", "caller", "connection", "estimate", "events", "first_at", "gateway", "live", "meant", "model",
-        "number", "priority", "purses", "request", "request_id", "seat", "since", "sink", "tenant", "tried",
-        "unread", "upstream_at",
+        "number", "priority", "purses", "request", "request_id", "seat", "since", "sink", "tenant", "trail",
+        "tried", "unread", "upstream_at",
     )  # fmt: skip
 
     def __init__(self, gateway: LlmGateway, request: Request, sink: Sink) -> None:
@@ -58,6 +60,7 @@ class OneCall:
         self.seat: Seat | None = None
         self.connection: Connection | None = None
         self.events: Events | None = None
+        self.trail: Trail | None = None  # where it is traced
         self._rates: Rates | None = None
         self._hold: Hold = NO_HOLD
         self.purses: list[Purse] = []
@@ -90,6 +93,9 @@ class OneCall:
         self.meant = gateway.book.meant(caller, ask.model)
         self.live = gateway.lives[self.meant.endpoint]
         self.model = self.live.offered.spec.variant.model
+        if gateway.traces is not None:
+            span = gateway.traces.begin(f"{operation(verb)} {ask.model}", request.headers)
+            self.trail = Trail(span, self) if span is not None else None
         if not self.live.offered.messages:
             ask.as_chat()
         self._check_context()
@@ -248,6 +254,8 @@ class OneCall:
     def _head(self, length: int) -> bytes:
         asked = self.request.headers
         told = b"".join([b"%b: %b\r\n" % (name, asked[name]) for name in _TOLD if name in asked])
+        carried = self.trail.sent() if self.trail is not None else _carried(asked)
+        told += b"".join([b"%b: %b\r\n" % header for header in carried])
         line = self.gateway.request_line(self.live.offered, self.ask.sent)
         return b"%bcontent-length: %d\r\nx-request-id: %b\r\n%b\r\n" % (line, length, self.request_id, told)
 
@@ -285,6 +293,8 @@ class OneCall:
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.drop()
+        if self.trail is not None:
+            self.trail.missed(str(status))
         if self.seat is not None and status in _AGAIN:
             self.seat.went_wrong(self.gateway.clock())
         self._move_on(f"the replica answered {status}")
@@ -394,6 +404,8 @@ class OneCall:
             self.gateway.dial(self, self.seat)
             return
         self.seat.went_wrong(self.gateway.clock())
+        if self.trail is not None:
+            self.trail.missed("unreachable")
         self._move_on(reason)
 
     def _move_on(self, reason: str) -> None:
@@ -519,6 +531,8 @@ class OneCall:
         """Nothing comes any more, neither from the replica nor from the client."""
         self._over = True
         self.gateway.over(self)
+        if self.trail is not None:
+            self.trail.over(self._status)
         self._stand_up()
 
     def _settle(self, used: Used, *, failed: bool) -> None:
@@ -547,6 +561,13 @@ class OneCall:
         )  # fmt: skip
         gateway.journal.settle(self, usage, spent)
         gateway.meters.note(self, usage, self._status)
+        if self.trail is not None:
+            self.trail.usage = usage
+
+
+def _carried(asked: Mapping[bytes, bytes]) -> Sequence[tuple[bytes, bytes]]:
+    """The client's trace, where it is not gone on with here."""
+    return [(name, asked[name]) for name in _CARRIED if name in asked]
 
 
 def _request_id(request: Request, gateway: LlmGateway) -> bytes:

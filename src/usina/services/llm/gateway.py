@@ -24,6 +24,7 @@ from usina.core.tenancy import Key
 from usina.core.units import MiB
 from usina.ports.driver import DriverError
 from usina.ports.llm import Call, Dial, Directory, Ledger, Offered, Request, Sink, Slice
+from usina.ports.traces import Traces
 from usina.services.llm import refusal as refusals
 from usina.services.llm.ask import VERBS, Verb
 from usina.services.llm.book import Book, Caller
@@ -52,11 +53,13 @@ class LlmGateway:
         folder: Path,
         *,
         body_limit: int = 32 * MiB,
+        traces: Traces | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.body_limit, self.clock, self.wall = body_limit, clock, wall
         self._ledger, self._dial, self._secret = ledger, dial, secret
+        self.traces = traces
         self.book = Book(Directory(), secret)
         self.lives: dict[str, Live] = {}
         self.journal = Journal(folder)
