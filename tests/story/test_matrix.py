@@ -146,6 +146,8 @@ TABLE: dict[tuple[str, str], tuple[Role, Body]] = {
     ("GET", "/v1/budgets/{project}"): (V, None),
     ("DELETE", "/v1/budgets/{project}"): (A, None),
     ("GET", "/v1/usage"): (V, None),
+    ("PUT", "/v1/projects/{project}/prompts"): (A, lambda s: {"days": 5}),
+    ("GET", "/v1/projects/{project}/prompts"): (A, None),
     ("GET", "/v1/quotas/{project}"): (V, None),
     ("PUT", "/v1/quotas/{project}"): (A, lambda s: {"gpus": 5}),
     # the site's own

@@ -153,7 +153,7 @@ async def test_what_a_revision_names_stays_and_goes_with_its_model(factory: Runn
     await models.delete(operator, "tiny")
     assert await stale(10) == {loose.digest, change.digest}
     late = replace(operator.house, clock=_Later(operator.house.clock.now() + KEPT + 60))
-    await Tidy(store, late.clock, operator.house.blobs, operator.house.xorbs)._drop_blobs()
+    await Tidy(store, late.clock, operator.house.blobs, operator.house.xorbs, operator.house.prompts)._drop_blobs()
     assert await stale(KEPT * 3) == set()
     with pytest.raises(NotFound):
         await models.find(operator, "tiny")

@@ -135,7 +135,7 @@ def test_operations_are_spans_by_their_route(collector: tuple[str, Collector], t
         project = factory.call("GET", "/projects")["items"][0]["id"]
         factory.call("GET", f"/projects/{project}")
         factory.stop()
-    [one] = until(lambda: seen.named("GET /api/projects/{ref}"))
+    [one] = until(lambda: seen.named("GET /api/v1/projects/{ref}"))
     assert told(one)["http.response.status_code"] == 200
     assert project.encode() not in seen.raw
     assert "healthz" not in " ".join(span.name for span in seen.spans)

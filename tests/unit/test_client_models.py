@@ -9,13 +9,13 @@ import pytest
 from pydantic import BaseModel
 
 from usina.client import hub, models
-from usina.facades.native import answers, model_answers
+from usina.facades.native import answers, llm_answers, model_answers
 
 Schema = dict[str, Any]
 
 PAIRS: dict[type[msgspec.Struct], type[BaseModel]] = {
     struct: getattr(door, f"{name}Out")
-    for client, door in ((models, answers), (hub, model_answers))
+    for client, door in ((models, answers), (models, llm_answers), (hub, model_answers))
     for name, struct in vars(client).items()
     if isinstance(struct, type) and issubclass(struct, msgspec.Struct) and hasattr(door, f"{name}Out")
 }
@@ -48,6 +48,6 @@ def test_the_client_reads_what_the_door_writes(struct: type[msgspec.Struct]) -> 
 
 
 def test_every_shape_has_its_pair() -> None:
-    doors = [*vars(answers).items(), *vars(model_answers).items()]
+    doors = [*vars(answers).items(), *vars(llm_answers).items(), *vars(model_answers).items()]
     written = {name.removesuffix("Out") for name, one in doors if name.endswith("Out") and one}
     assert written - {"Offset"} == {struct.__name__ for struct in PAIRS}  # an upload counts for itself

@@ -27,7 +27,7 @@ from usina.ports.blobs import Blobs
 from usina.ports.driver import DriverPlugin
 from usina.ports.fleet import Hosts
 from usina.ports.library import Library
-from usina.ports.llm import Gateway
+from usina.ports.llm import Gateway, Prompts
 from usina.ports.models import ModelReader, Upstream, Xorbs
 from usina.ports.runtime import RuntimePlugin
 from usina.ports.vault import Vault
@@ -83,6 +83,7 @@ class House:
     reach: Reach
     models: ModelReader
     xorbs: Xorbs
+    prompts: Prompts
     upstream: Upstream | None  # hub to import models from
     fetch_on_demand: bool  # from there, when somebody asks at the hub's door
     catalogue: Sequence[CatalogueEntry]

@@ -14,10 +14,13 @@ from usina.core.grant import Grant, permit_home, permit_own
 from usina.core.ids import is_id
 from usina.core.names import check_member_name, check_name, check_ssh_keys
 from usina.core.tenancy import MEASURES, SITE, Action, Member, Project, Quota, Role, Scope, Tenant
+from usina.core.units import Instant
+from usina.ports.llm import Kept
 from usina.store import identity as writers
 from usina.store.work import Work
 
 LARGEST = 1 << 60
+LONGEST_KEPT = 3660  # days
 
 
 def _tell(context: Context, work: Work, kind: str, subject: str, text: str, scope: Scope) -> None:
@@ -149,6 +152,27 @@ async def rename_project(context: Context, ref: str, name: str) -> Project:
     await context.commit(work)
     context.house.near.forget()
     return replace(project, name=name)
+
+
+async def keep_prompts(context: Context, ref: str, days: int) -> Project:
+    """Keep prompts and answers at the gateway for so many days from now on; 0: no more, and forget those there are."""
+    if not 0 <= days <= LONGEST_KEPT:
+        raise Invalid(f"days: must be between 0 and {LONGEST_KEPT}", field="days")
+    project, grant = await find_project(context, ref, Action.PROJECT_CHANGE)
+    work = context.work()
+    writers.keep_prompts(work, project, days, grant)
+    scope = Scope(project.tenant, project.id)
+    text = f"prompts of project {project.name} are kept for {days} days" if days else "prompts are not kept any more"
+    _tell(context, work, "project.keeps-prompts", project.id, text, scope)
+    await context.commit(work)
+    context.house.near.forget()
+    return replace(project, keep_prompts=days)
+
+
+async def kept_prompts(context: Context, ref: str, since: Instant, cursor: str, limit: int) -> Kept:
+    """What a project has kept, the oldest first. For whoever may decide that it is kept."""
+    project, _ = await find_project(context, ref, Action.PROJECT_CHANGE)
+    return await context.house.prompts.page(project.id, since, cursor, limit)
 
 
 # --- members

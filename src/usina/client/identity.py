@@ -8,7 +8,20 @@ from typing import Any
 
 import msgspec
 
-from usina.client.models import Claim, FreshKey, Host, Key, Limits, Member, Project, Quota, Tenant, Window, given
+from usina.client.models import (
+    Claim,
+    Exchange,
+    FreshKey,
+    Host,
+    Key,
+    Limits,
+    Member,
+    Project,
+    Quota,
+    Tenant,
+    Window,
+    given,
+)
 from usina.client.wire import Wire, segment
 
 
@@ -49,6 +62,14 @@ class Projects:
 
     def rename(self, ref: str, name: str) -> Project:
         return self._wire.one(Project, "PATCH", f"/projects/{segment(ref)}", body={"name": name})
+
+    def keep_prompts(self, ref: str, days: int) -> Project:
+        """Of requests at the gateway, with their answers; 0 forgets those there are, too."""
+        return self._wire.one(Project, "PUT", f"/projects/{segment(ref)}/prompts", body={"days": days})
+
+    def prompts(self, ref: str, since: str | None = None) -> Iterator[Exchange]:
+        """Those that are kept, of the last day unless told otherwise; the oldest first."""
+        return self._wire.pages(Exchange, f"/projects/{segment(ref)}/prompts", {"since": since})
 
     def delete(self, ref: str) -> None:
         """Refused while it has resources of its own."""

@@ -68,6 +68,7 @@ class Project(msgspec.Struct, frozen=True):
     tenant: str
     name: str
     created_at: datetime
+    keep_prompts: int  # days; 0: never
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -126,6 +127,24 @@ class UsageReport(msgspec.Struct, frozen=True):
     since: datetime
     until: datetime
     items: tuple[ModelUsage, ...]
+
+
+class Exchange(msgspec.Struct, frozen=True):
+    """A prompt and its answer, where a project keeps them."""
+
+    at: str
+    request: str
+    member: str
+    key: str
+    endpoint: str
+    model: str
+    path: str
+    status: int
+    prompt: int
+    completion: int
+    asked: str
+    answered: str
+    cut: bool
 
 
 class Key(msgspec.Struct, frozen=True):

@@ -115,6 +115,7 @@ class Project:
     tenant: str
     name: str
     created_at: Instant
+    keep_prompts: int = 0  # days that prompts and answers at the gateway of models are kept; 0: never
 
 
 @dataclass(frozen=True, slots=True)

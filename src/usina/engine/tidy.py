@@ -8,6 +8,7 @@ import structlog
 
 from usina.core.clock import Clock
 from usina.ports.blobs import Blobs
+from usina.ports.llm import Prompts
 from usina.ports.models import Xorbs
 from usina.store import tasks as writers
 from usina.store.store import Store
@@ -19,8 +20,8 @@ KEPT = 24 * 3600.0
 
 
 class Tidy:
-    def __init__(self, store: Store, clock: Clock, blobs: Blobs, xorbs: Xorbs) -> None:
-        self._store, self._clock, self._blobs, self._xorbs = store, clock, blobs, xorbs
+    def __init__(self, store: Store, clock: Clock, blobs: Blobs, xorbs: Xorbs, prompts: Prompts) -> None:
+        self._store, self._clock, self._blobs, self._xorbs, self._prompts = store, clock, blobs, xorbs, prompts
 
     async def run(self) -> None:
         while True:
@@ -29,9 +30,14 @@ class Tidy:
                 await self._drop_blobs()
                 await self._blobs.sweep()
                 await self._xorbs.sweep()
+                await self._drop_prompts()
             except Exception:
                 log.exception("tidying failed")
             await asyncio.sleep(EVERY)
+
+    async def _drop_prompts(self) -> None:
+        _, _, projects = await self._store.identity.everybody()
+        await self._prompts.sweep({project.id: project.keep_prompts for project in projects}, self._clock.now())
 
     async def _drop_blobs(self) -> None:
         before = self._clock.now() - KEPT

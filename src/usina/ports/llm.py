@@ -63,6 +63,54 @@ class Slice:
     tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A request that a replica has had, and its answer, as they are kept. Texts are as they went to and from the
+    client's side of the gateway; `cut`: one of them was longer."""
+
+    at: str  # RFC 3339, when it came
+    request: str  # id
+    member: str
+    key: str
+    endpoint: str
+    model: str
+    path: str
+    status: int
+    prompt: int  # tokens
+    completion: int
+    asked: str
+    answered: str
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A page of exchanges, and where the next one begins; None: there is none."""
+
+    items: Sequence[Exchange]
+    next: str | None
+
+
+class Prompts(Protocol):
+    """Prompts and answers of projects that want them kept."""
+
+    def add(self, project: str, exchange: Exchange) -> None:
+        """Keep it, soon."""
+        ...
+
+    async def flush(self) -> None:
+        """Keep what was added, now."""
+        ...
+
+    async def page(self, project: str, since: Instant, cursor: str, limit: int) -> Kept:
+        """From then on, the oldest first. Raises `Invalid` (field "cursor")."""
+        ...
+
+    async def sweep(self, days: Mapping[str, int], now: Instant) -> None:
+        """Forget what is older than its project wants; of other projects, everything."""
+        ...
+
+
 class Ledger(Protocol):
     """The books that all gateways of a site share. Every call is one commit; a batch is written once, however often it
     is handed in."""

@@ -48,6 +48,7 @@ from usina.services.images.cache import default_cache
 from usina.services.images.catalogue import RECIPES
 from usina.services.images.library import ImageLibrary
 from usina.services.llm.gateway import LlmGateway
+from usina.services.llm.prompts import PromptFolder
 from usina.services.models import FileReader, Hub, XorbFolder
 from usina.services.models.catalogue import entries
 from usina.services.reach import Reach
@@ -81,6 +82,7 @@ class Factory:
         )
         plans = Plans(store, login_keys)
         blobs, vault, ids = BlobFolder(settings.data_dir / "blobs"), MasterVault(master), Ids(clock.now)
+        prompts = PromptFolder(settings.data_dir / "prompts")
         xorbs = XorbFolder(settings.data_dir / "xet")
         task_plans = TaskPlans(store, blobs, vault, plugins, plans)
         hands: dict[Kind, Hand] = {
@@ -97,7 +99,7 @@ class Factory:
         self.placer = Placer(store, clock, policies)
         self.reconciler = Reconciler(store, self.leases, clock, self.placer, hands)
         self.forwards = Forwards(store, self.fleet, settings.bind)
-        self.tidy = Tidy(store, clock, blobs, xorbs)
+        self.tidy = Tidy(store, clock, blobs, xorbs, prompts)
         self.orphans = Orphans(store, self.fleet)
         self.ailments = Ailments(store, self.fleet, clock)
         self.samples = Samples(store, self.fleet, clock)
@@ -111,6 +113,7 @@ class Factory:
             FleetDial(self.fleet, reach.of_url),
             doors.secret,
             settings.data_dir / "gateway",
+            prompts=prompts,
             traces=self.traces,
             wall=clock.now,
         )
@@ -133,6 +136,7 @@ class Factory:
             vault=vault,
             models=FileReader(),
             xorbs=xorbs,
+            prompts=prompts,
             runtimes=runtimes,
             runtime_settings=settings.runtimes,
             reach=reach,

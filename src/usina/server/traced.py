@@ -36,9 +36,18 @@ class Traced:
         try:
             await self._app(scope, receive, sending)
         finally:
-            route = scope.get("root_path", "") + getattr(scope.get("route"), "path", "")
+            route = _route(scope)
             span.end(
                 {"http.request.method": method, "http.response.status_code": status, "http.route": route},
                 str(status) if status >= 500 else "",
                 f"{method} {route}",
             )
+
+
+def _route(scope: Connection) -> str:
+    """A route knows its path below the prefixes that its routers were given; those are what comes before it."""
+    own: str = getattr(scope.get("route"), "path", "")
+    if not own or ":path}" in own:
+        return str(scope.get("root_path", "")) + own
+    path: str = scope["path"]
+    return "/".join(path.split("/")[: path.count("/") - own.count("/") + 1]) + own

@@ -63,6 +63,7 @@ _USED = update(keys).where(keys.c.id == _b("b_id")).values(last_used_at=_b("b_at
 _LIMIT = update(quotas).where(quotas.c.scope == _b("b_scope")).values({f"limit_{m}": _b(f"b_{m}") for m in MEASURES})
 
 
+_KEEP = update(projects).where(projects.c.id == _b("b_id")).values(keep_prompts=_b("b_days"))
 _PROJECT = select(projects).where(projects.c.id == _b("b_id"))
 _MEMBER = select(members).where((members.c.id == _b("b_ref")) | (members.c.name == _b("b_ref")))
 _KEY = select(keys).where(keys.c.id == _b("b_id"))
@@ -166,7 +167,13 @@ def add_tenant(work: Work, tenant: Tenant, grant: Grant) -> None:
 
 
 def add_project(work: Work, project: Project, grant: Grant) -> None:
-    row = {"id": project.id, "tenant": project.tenant, "name": project.name, "created_at": project.created_at}
+    row = {
+        "id": project.id,
+        "tenant": project.tenant,
+        "name": project.name,
+        "created_at": project.created_at,
+        "keep_prompts": project.keep_prompts,
+    }
     work.write(TAKE, _ADD_PROJECT, row, 1, _taken("project", project.name))
     work.write(TAKE, _ADD_QUOTA, _quota_row(project.id), 1)
 
@@ -182,6 +189,10 @@ def drop_tenant(work: Work, tenant: Tenant, owners: list[Member], grant: Grant) 
     for member in owners:
         drop_member(work, member, grant)
     _drop_scope(work, tenant.id)
+
+
+def keep_prompts(work: Work, project: Project, days: int, grant: Grant) -> None:
+    work.write(CHANGE, _KEEP, {"b_id": project.id, "b_days": days}, 1, missing("project"))
 
 
 def drop_project(work: Work, project: Project, grant: Grant) -> None:

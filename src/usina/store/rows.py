@@ -189,7 +189,7 @@ def tenant(row: Row[Any]) -> Tenant:
 
 
 def project(row: Row[Any]) -> Project:
-    return Project(row.id, row.tenant, row.name, row.created_at)
+    return Project(row.id, row.tenant, row.name, row.created_at, row.keep_prompts)
 
 
 def member(row: Row[Any], roles: dict[str, Role]) -> Member:

@@ -39,6 +39,7 @@ projects = Table(
     Column("tenant", String, nullable=False),
     Column("name", String, nullable=False),
     Column("created_at", Double, nullable=False),
+    Column("keep_prompts", Integer, nullable=False, server_default="0"),
     UniqueConstraint("tenant", "name"),
 )
 

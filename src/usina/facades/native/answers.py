@@ -58,6 +58,7 @@ class ProjectOut(BaseModel):
     tenant: str
     name: str
     created_at: str
+    keep_prompts: int
 
 
 class ProjectPage(BaseModel):

@@ -7,20 +7,21 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from usina.app import llm
+from usina.app import llm, tenants
 from usina.core.units import parse_instant
-from usina.facades.native.answers import KeyOut
-from usina.facades.native.door import ProjectQuery, Reader, RefPath, problems
+from usina.facades.native.answers import KeyOut, ProjectOut
+from usina.facades.native.door import Limit, ProjectQuery, Reader, RefPath, problems
 from usina.facades.native.llm_answers import (
     BudgetList,
     BudgetOut,
+    ExchangePage,
     UsageReport,
     budget_view,
     limits_of,
     report_view,
 )
-from usina.facades.native.models import BudgetIn, LimitsIn
-from usina.facades.native.views import key_view, reply
+from usina.facades.native.models import BudgetIn, LimitsIn, PromptsIn
+from usina.facades.native.views import key_view, project_view, reply
 
 router = APIRouter(tags=["models"], responses=problems(401, 403, 404, 409, 413, 422))
 DAY = 86_400.0
@@ -55,6 +56,26 @@ async def set_budget(context: Reader, ref: RefPath, body: BudgetIn) -> Response:
 async def drop_budget(context: Reader, ref: RefPath) -> Response:
     await llm.drop_budget(context, ref)
     return Response(status_code=204)
+
+
+@router.put("/projects/{ref}/prompts", response_model=ProjectOut, summary="Set how long prompts are kept")
+async def keep_prompts(context: Reader, ref: RefPath, body: PromptsIn) -> Response:
+    """Of requests at the gateway that the project pays for, with their answers. 0 forgets those there are, too."""
+    return reply(project_view(await tenants.keep_prompts(context, ref, body.days)))
+
+
+@router.get("/projects/{ref}/prompts", response_model=ExchangePage, summary="List kept prompts")
+async def list_prompts(
+    context: Reader,
+    ref: RefPath,
+    since: Time = None,
+    cursor: Annotated[str, Query(max_length=40, description="`next` of the page before.")] = "",
+    limit: Limit = 100,
+) -> Response:
+    """Of the last day unless told otherwise, the oldest first. For admins of the project."""
+    first = parse_instant(since, "since") if since else context.now - DAY
+    kept = await tenants.kept_prompts(context, ref, first, cursor, limit)
+    return reply({"items": kept.items, "next": kept.next})
 
 
 @router.get("/usage", response_model=UsageReport, summary="What was used of models")

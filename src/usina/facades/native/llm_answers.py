@@ -44,6 +44,27 @@ class ModelUsageOut(BaseModel):
     seconds: float
 
 
+class ExchangeOut(BaseModel):
+    at: str
+    request: str
+    member: str
+    key: str
+    endpoint: str
+    model: str
+    path: str
+    status: int
+    prompt: int
+    completion: int
+    asked: str
+    answered: str
+    cut: bool
+
+
+class ExchangePage(BaseModel):
+    items: list[ExchangeOut]
+    next: str | None
+
+
 class UsageReport(BaseModel):
     since: str
     until: str

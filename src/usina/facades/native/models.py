@@ -82,6 +82,10 @@ class LimitsIn(Body):
     priority: int = Field(0, ge=-1, le=1, description="Where replicas are full: -1 after all others, 1 before them.")
 
 
+class PromptsIn(Body):
+    days: int = Field(ge=0, le=3660, description="That prompts and answers are kept; 0: not at all.")
+
+
 class BudgetIn(Body):
     tokens: int = Field(ge=0, le=10**15)
     every: str = Field("never", pattern="^(never|day|month)$", description="When it begins anew, in UTC.")

@@ -102,6 +102,7 @@ def project_view(project: Project) -> dict[str, Any]:
         "tenant": project.tenant,
         "name": project.name,
         "created_at": iso(project.created_at),
+        "keep_prompts": project.keep_prompts,
     }
 
 

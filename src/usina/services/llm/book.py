@@ -137,6 +137,11 @@ class Book:
         found = [(name, self.directory.endpoints[id]) for id, name in shortest.items()]
         return sorted((pair for pair in found if not allowed or {pair[0], pair[1].name} & allowed), key=lambda p: p[0])
 
+    def keeps(self, project: str) -> bool:
+        """Whether a project wants prompts and answers kept."""
+        found = self.directory.projects.get(project)
+        return found is not None and found.keep_prompts > 0
+
     def payer(self, caller: Caller, endpoint: Offered) -> tuple[str, str]:
         """(project, tenant) that pay: the key's own, or those of the endpoint."""
         project = self.directory.projects.get(caller.key.project or endpoint.project)

@@ -19,6 +19,7 @@ from usina.services.llm.ask import VERBS, Verb, read, with_limit, with_model
 from usina.services.llm.book import Meant
 from usina.services.llm.live import Live, Seat
 from usina.services.llm.purse import NO_HOLD, Hold, Purse
+from usina.services.llm.record import Record
 from usina.services.llm.refusal import Refusal
 from usina.services.llm.route import chain_of
 from usina.services.llm.stream import Events, Used, used_in
@@ -43,7 +44,7 @@ _TOLD = (b"accept", b"anthropic-version", b"anthropic-beta", b"openai-beta")
 
 class OneCall:
     __slots__ = (
-        "_chain", "_fresh", "_hold", "_kept", "_over", "_parts", "_rates", "_started", "_status", "_told",
+        "_chain", "_fresh", "_hold", "_kept", "_over", "_parts", "_rates", "_record", "_started", "_status", "_told",
         "ask", "caller", "connection", "estimate", "events", "first_at", "gateway", "live", "meant", "model",
         "number", "priority", "purses", "request", "request_id", "seat", "since", "sink", "tenant", "trail",
         "tried", "unread", "upstream_at",
@@ -61,6 +62,7 @@ class OneCall:
         self.connection: Connection | None = None
         self.events: Events | None = None
         self.trail: Trail | None = None  # where it is traced
+        self._record: Record | None = None  # where it is kept
         self._rates: Rates | None = None
         self._hold: Hold = NO_HOLD
         self.purses: list[Purse] = []
@@ -100,6 +102,8 @@ class OneCall:
             ask.as_chat()
         self._check_context()
         project, self.tenant = gateway.book.payer(caller, self.live.offered)
+        if gateway.prompts is not None and gateway.book.keeps(project):
+            self.sink = self._record = Record(self.sink, project, self)
         self.priority = caller.key.limits.priority
         self.estimate = int(len(ask.text) * self.live.per_byte) + (ask.limit or 0) * ask.answers
         if gateway.journal.broken:
@@ -533,6 +537,8 @@ class OneCall:
         self.gateway.over(self)
         if self.trail is not None:
             self.trail.over(self._status)
+        if self._record is not None:
+            self._record.over(self._status)
         self._stand_up()
 
     def _settle(self, used: Used, *, failed: bool) -> None:
@@ -561,8 +567,9 @@ class OneCall:
         )  # fmt: skip
         gateway.journal.settle(self, usage, spent)
         gateway.meters.note(self, usage, self._status)
-        if self.trail is not None:
-            self.trail.usage = usage
+        for watcher in (self.trail, self._record):
+            if watcher is not None:
+                watcher.usage = usage
 
 
 def _carried(asked: Mapping[bytes, bytes]) -> Sequence[tuple[bytes, bytes]]:

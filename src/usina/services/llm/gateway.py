@@ -23,7 +23,7 @@ from usina.core.llm import Every
 from usina.core.tenancy import Key
 from usina.core.units import MiB
 from usina.ports.driver import DriverError
-from usina.ports.llm import Call, Dial, Directory, Ledger, Offered, Request, Sink, Slice
+from usina.ports.llm import Call, Dial, Directory, Ledger, Offered, Prompts, Request, Sink, Slice
 from usina.ports.traces import Traces
 from usina.services.llm import refusal as refusals
 from usina.services.llm.ask import VERBS, Verb
@@ -53,13 +53,14 @@ class LlmGateway:
         folder: Path,
         *,
         body_limit: int = 32 * MiB,
+        prompts: Prompts | None = None,
         traces: Traces | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.body_limit, self.clock, self.wall = body_limit, clock, wall
         self._ledger, self._dial, self._secret = ledger, dial, secret
-        self.traces = traces
+        self.prompts, self.traces = prompts, traces
         self.book = Book(Directory(), secret)
         self.lives: dict[str, Live] = {}
         self.journal = Journal(folder)
@@ -289,6 +290,8 @@ class LlmGateway:
                 self._sweep()
             self._kick.clear()
             await self._report()
+            if self.prompts is not None:
+                await self.prompts.flush()
 
     async def stop(self) -> None:
         """End what is still open, hand over the rest, and give back what is leased."""
@@ -297,6 +300,8 @@ class LlmGateway:
         for call in list(self._calls.values()):
             call.left()
         await self._report(last=True)
+        if self.prompts is not None:
+            await self.prompts.flush()
         if not self._batches:
             try:
                 await self._ledger.give_back_all()
