@@ -95,6 +95,24 @@ async def test_from_order_to_ready_and_away(factory: Running) -> None:
     await nothing_left(factory, endpoint)
 
 
+async def test_replicas_leave_a_host_that_is_drained_once_there_are_others(factory: Running) -> None:
+    endpoint = await order(factory, drain=1)
+    before = await until(factory, endpoint, settled)
+    old = before["status"]["replicas"][0]
+    body = {"name": "h2", "driver": "fake", "options": {"cores": 4, "memory": 8 << 30}}
+    other = await ask(factory, "POST", "/hosts", body, 201)
+    await ask(factory, "POST", "/hosts/h1/drain")
+    after = await until(factory, endpoint, lambda e: states(e) == ["ready"] and e["status"]["replicas"][0] != old)
+    [task] = await parts(factory, endpoint)
+    assert task["host"] == other["id"]
+    assert after["status"]["failures"] == 0
+    story = [e["kind"] for e in (await ask(factory, "GET", f"/stories/{endpoint['id']}"))["items"]]
+    assert story.count("endpoint.draining") == 1 and "endpoint.replica-failed" not in story
+    await ask(factory, "POST", "/hosts/h1/enable")
+    await ask(factory, "DELETE", f"/endpoints/{endpoint['id']}", status=202)
+    await nothing_left(factory, endpoint)
+
+
 async def test_load_scales_it_up_from_none_and_down_again(factory: Running) -> None:
     endpoint = await order(factory, minimum=0, maximum=3, slots=4, drain=1, idle_limit=600)
     await until(factory, endpoint, settled)

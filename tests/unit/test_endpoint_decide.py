@@ -75,6 +75,26 @@ def steps(decision: Decision) -> tuple[object, ...]:
     return decision.steps
 
 
+# --- hosts that are being drained
+
+
+def test_a_replica_on_a_host_that_is_drained_leaves_when_another_is_ready() -> None:
+    spot = up("a", evicted=True)
+    alone = endpoint(status(*ready("a")))
+    assert steps(decide(alone, View((spot,)), NOW)) == (AddReplicas(1, canary=False),)
+    both = endpoint(status(*ready("a"), Replica("b", ReplicaState.STARTING, OLD, since=NOW)))
+    assert steps(decide(both, View((spot, coming("b"))), NOW)) == ()
+    assert steps(decide(both, View((spot, up("b"))), NOW)) == (DrainReplicas(("a",)),)
+
+
+def test_where_there_is_no_room_elsewhere_the_last_one_stays() -> None:
+    both = endpoint(status(*ready("a"), Replica("b", ReplicaState.STARTING, OLD, since=NOW)))
+    homeless = coming("b", provider="", trouble="no room", phase=Phase.PENDING)
+    decision = decide(both, View((up("a", evicted=True), homeless)), NOW)
+    assert decision.steps == ()
+    assert decision.phase is Phase.READY
+
+
 # --- bringing up
 
 

@@ -40,7 +40,9 @@ def test_what_was_answered(body: str) -> None:
     assert answered(body) == "Hi there"
 
 
-@pytest.mark.parametrize("body", ["", "cut {", "(vectors)", "[1]", '{"choices":[1]}', '{"choices":[{"message":{"content":null}}]}'])
+@pytest.mark.parametrize(
+    "body", ["", "cut {", "(vectors)", "[1]", '{"choices":[1]}', '{"choices":[{"message":{"content":null}}]}']
+)
 def test_what_cannot_be_read_is_shown_as_it_is(body: str) -> None:
     assert asked(body) == body
     assert answered(body) == body

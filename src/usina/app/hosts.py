@@ -12,6 +12,7 @@ from usina.core.capacity import Claim, Host, HostState, Provider
 from usina.core.errors import Conflict, Invalid, NotFound, Unavailable
 from usina.core.event import Event
 from usina.core.grant import Grant
+from usina.core.ids import is_id
 from usina.core.machine import Power
 from usina.core.names import check_name
 from usina.core.resource import Kind
@@ -207,7 +208,8 @@ async def claims_on(context: Context, ref: str) -> dict[str, Claim]:
 
 
 async def set_state(context: Context, ref: str, state: HostState) -> Host:
-    """Cordon, drain or enable. Draining stops every machine there, gracefully; they stay and can be started again."""
+    """Cordon, drain or enable. Draining stops every machine there, gracefully; they stay and can be started again.
+    Replicas of endpoints go once there are others elsewhere; other tasks run to their end."""
     grant = _require(context, Action.HOST_OPERATE)
     host = await find(context, ref)
     work = context.work()
@@ -223,6 +225,10 @@ async def set_state(context: Context, ref: str, state: HostState) -> Host:
 async def _drain(context: Context, host: Host) -> None:
     for id in await context.store.resources.on_provider(host.id):
         machine = await context.store.resources.get(id)
+        if machine is not None and machine.parent and is_id(machine.parent, Kind.ENDPOINT.value):
+            work = context.work()
+            tasks.wake(work, machine.parent, context.now)  # brings up another elsewhere, and then takes this one away
+            await work.commit()
         if machine is None or machine.kind is not Kind.MACHINE or machine.deleting or machine.spec.power is Power.OFF:
             continue
         grant = context.require(Action.RESOURCE_CHANGE, Scope(machine.tenant, machine.project), "machine")

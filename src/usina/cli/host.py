@@ -243,7 +243,9 @@ def cordon(host: HostName) -> None:
 
 @app.command()
 def drain(host: HostName, yes: Yes = False) -> None:
-    """Place nothing new on a host, and stop what runs.
+    """Place nothing new on a host, stop its machines, and move the replicas of endpoints elsewhere.
+
+    Other tasks run to their end.
 
     Examples:
       usina host drain node7

@@ -2,7 +2,8 @@
 
 An endpoint holds nothing itself: its replicas are tasks, which have places and quota of their own. One step at a time:
 how many replicas there shall be (`endpoint_scale`); what has failed is counted and replaced, after a pause; a new
-variant is brought up beside the old one, which leaves as the new one becomes ready; what leaves is drained first. A
+variant is brought up beside the old one, which leaves as the new one becomes ready, and so are others for those on a
+host that is being drained; what leaves is drained first. A
 variant on trial has its share of the replicas, at least one.
 """
 
@@ -57,6 +58,7 @@ class Instance(NamedTuple):
     handle: str = ""
     port: int = 0
     silent_since: Instant = 0.0  # its host; 0: it answers
+    evicted: bool = False  # its host is being drained
 
     @property
     def over(self) -> bool:
@@ -138,14 +140,19 @@ class _Standing:
 
     def _of(self, mark: str) -> list[Instance]:
         """Replicas of a recipe that are to stay."""
-        return [one for one in self.live if one.mark == mark and not self._is(one, ReplicaState.DRAINING)]
+        return [one for one in self._staying() if one.mark == mark and not one.evicted]
+
+    def _staying(self) -> list[Instance]:
+        return [one for one in self.live if not self._is(one, ReplicaState.DRAINING)]
 
     def _ready(self, mark: str | None = None) -> list[Instance]:
-        return [one for one in self.live if self._is(one, ReplicaState.READY) and (mark is None or one.mark == mark)]
+        """All that are ready; with `mark`, those of a recipe that are to stay."""
+        among = self.live if mark is None else self._of(mark)
+        return [one for one in among if self._is(one, ReplicaState.READY)]
 
     def _old(self) -> list[Instance]:
-        """Replicas of no recipe that is wished for any more."""
-        return [one for one in self.live if one.mark not in self.marks and not self._is(one, ReplicaState.DRAINING)]
+        """Replicas of no recipe that is wished for any more, or where none shall be any more."""
+        return [one for one in self._staying() if one.mark not in self.marks or one.evicted]
 
     # --- the table
 

@@ -58,8 +58,8 @@ def replica_task(endpoint: Endpoint, recipe: Recipe, id: str, secrets: Mapping[s
     )
 
 
-def instance_of(task: Task) -> Instance:
-    """How a task looks as a replica."""
+def instance_of(task: Task, evicted: bool = False) -> Instance:
+    """How a task looks as a replica; `evicted`: its host is being drained."""
     runs = task.phase is Phase.RUNNING and not task.deleting
     silent = next((c.since for c in task.conditions if c.kind == "Reachable" and not c.ok), 0.0)
     unplaced = next((c.message for c in task.conditions if c.kind == "Placed" and not c.ok), "")
@@ -77,4 +77,5 @@ def instance_of(task: Task) -> Instance:
         handle=handle_of(task.id, task.status.run) if task.status.run else "",
         port=task.spec.ports[0] if task.spec.ports else 0,
         silent_since=silent if task.phase is Phase.UNREACHABLE else 0.0,
+        evicted=evicted,
     )

@@ -12,7 +12,7 @@ from functools import partial
 from usina.core import endpoint_decide
 from usina.core.clock import Clock
 from usina.core.endpoint import EndpointStatus, Recipe, Replica, ReplicaState
-from usina.core.endpoint_decide import Endpoint, Instance, View, recipe_of
+from usina.core.endpoint_decide import Endpoint, View, recipe_of
 from usina.core.endpoint_tasks import instance_of, replica_task
 from usina.core.errors import NotFound, QuotaExceeded
 from usina.core.event import Event
@@ -42,11 +42,9 @@ class EndpointHand:
     async def look(self, endpoint: Endpoint, held: Held) -> View:
         tasks = await self._store.tasks.part_rows(endpoint.id)
         load = await self._store.llm.load(endpoint.id, self._clock.now())
-        return View(tuple(self._instances(endpoint, tasks)), load)
-
-    @staticmethod
-    def _instances(endpoint: Endpoint, tasks: Sequence[Task]) -> list[Instance]:
-        return [instance_of(task) for task in sorted(tasks, key=lambda task: task.id)]  # ids sort by time of birth
+        draining = await self._store.hosts.draining({task.provider for task in tasks if task.provider})
+        born = sorted(tasks, key=lambda task: task.id)  # ids sort by time of birth
+        return View(tuple(instance_of(task, task.provider in draining) for task in born), load)
 
     def decide(self, endpoint: Endpoint, held: Held, view: View, now: Instant) -> Decision:
         return endpoint_decide.decide(endpoint, view, now)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -102,6 +102,11 @@ class Hosts:
             return None
         held = await self._database.fetch(select(claims).where(claims.c.provider == row.id))
         return _host(row, [rows.claim(one) for one in held])
+
+    async def draining(self, ids: Collection[str]) -> set[str]:
+        """Of these, the hosts that are being drained."""
+        query = select(providers.c.id).where(providers.c.id.in_(ids), providers.c.state == HostState.DRAINING.value)
+        return {row.id for row in await self._database.fetch(query)} if ids else set()
 
     async def claims_on(self, provider: str) -> dict[str, Claim]:
         """Resource id → what it holds there."""
