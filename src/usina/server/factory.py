@@ -38,6 +38,7 @@ from usina.placement import Policies
 from usina.ports.driver import DriverPlugin, Tool
 from usina.ports.runtime import RuntimePlugin
 from usina.server import discovery
+from usina.server.guards import placed
 from usina.server.login_keys import DerivedKeys
 from usina.server.settings import Settings, factory_id, hub_token, instance_id, master_key
 from usina.server.vault import MasterVault
@@ -98,9 +99,15 @@ class Factory:
         self.loads = Loads(store, clock, self.reconciler.wake)
         self.fleet.wake = self.reconciler.wake
         doors = Doors(store, clock, master)
+        guards = placed(settings)
         ledger = StoreLedger(store, clock, instance_id(settings))
         self.gateway = LlmGateway(
-            ledger, FleetDial(self.fleet, reach.of_url), doors.secret, settings.data_dir / "gateway", wall=clock.now
+            ledger,
+            FleetDial(self.fleet, reach.of_url),
+            doors.secret,
+            settings.data_dir / "gateway",
+            guards=guards,
+            wall=clock.now,
         )
         self.feed = LlmFeed(store, vault, self.gateway.refresh)
         self.house = House(
@@ -121,6 +128,7 @@ class Factory:
             vault=vault,
             models=FileReader(),
             runtimes=runtimes,
+            guards=guards,
             runtime_settings=settings.runtimes,
             reach=reach,
             upstream=upstream_hub(settings),

@@ -32,6 +32,7 @@ class Settings:
     hub_on_demand: bool = False  # members need not ask for an import: reading at the hub's door begins one
     policies: tuple[str, ...] = ()  # of placement: a policy, or "group:policy"; see `usina placement policies`
 
+    guards: Path | None = None  # a TOML file that sets guards up; see `server/guards.py`
     runtimes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # of models: name -> setting -> value
 
     @property

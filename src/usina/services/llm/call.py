@@ -17,6 +17,7 @@ from usina.ports.llm import Request, Sink
 from usina.services.llm import refusal as refusals
 from usina.services.llm.ask import VERBS, Verb, read, with_limit, with_model
 from usina.services.llm.book import Meant
+from usina.services.llm.guarding import Guards, Watched, now
 from usina.services.llm.live import Live, Seat
 from usina.services.llm.purse import NO_HOLD, Hold, Purse
 from usina.services.llm.refusal import Refusal
@@ -33,6 +34,7 @@ log = structlog.get_logger()
 
 TRIES = 3  # replicas
 LEFT = 499  # the status of a request whose client left before there was an answer, as nginx has it
+NOTHING_USED = Used(0, 0, 0)
 GRACE = 5.0  # seconds between the last event of a stream and the end of the answer
 _AGAIN = {502, 503, 504}
 _ELSEWHERE = {429, *_AGAIN}  # where there is another endpoint to go to
@@ -42,7 +44,7 @@ _TOLD = (b"accept", b"traceparent", b"tracestate", b"anthropic-version", b"anthr
 
 class OneCall:
     __slots__ = (
-        "_chain", "_fresh", "_hold", "_kept", "_over", "_parts", "_rates", "_started", "_status", "_told",
+        "_chain", "_fresh", "_guards", "_hold", "_kept", "_over", "_parts", "_rates", "_started", "_status", "_told",
         "ask", "caller", "connection", "estimate", "events", "first_at", "gateway", "live", "meant", "number",
         "priority", "purses", "request", "request_id", "seat", "since", "sink", "tenant", "tried", "unread",
         "upstream_at",
@@ -60,6 +62,7 @@ class OneCall:
         self.connection: Connection | None = None
         self.events: Events | None = None
         self._rates: Rates | None = None
+        self._guards: Guards | None = None
         self._hold: Hold = NO_HOLD
         self.purses: list[Purse] = []
         self._parts: list[bytes] = []
@@ -100,7 +103,29 @@ class OneCall:
         self.purses = gateway.purses.of((caller.key.id, project, self.tenant)) if verb is not Verb.COUNT else []
         rates.enter(self.estimate, self.since)
         self._rates = rates
+        if gateway.guarded and (guards := gateway.guards_of(self.live.offered)) is not None:
+            self._guards = guards
+            if guards.waits:
+                gateway.start_work(self._guard(guards))
+            else:
+                now(self._guard(guards))
+            return
         self._reserve(wall)
+
+    async def _guard(self, guards: Guards) -> None:
+        """Go on with what guards make of the request."""
+        try:
+            body = await guards.request(self.request.body)
+            if self._over:
+                return
+            if body is not self.request.body:
+                self.ask = read(self.ask.verb, body)
+            self._reserve(self.gateway.wall())
+        except Refusal as refusal:
+            self.refuse(refusal)
+        except Exception:
+            log.exception("a request could not be guarded", request=self.request_id.decode())
+            self.refuse(refusals.fault())
 
     def _check_context(self) -> None:
         """What surely does not fit; what just might, the replica judges."""
@@ -234,7 +259,8 @@ class OneCall:
         self.connection = connection
         self.upstream_at = self.gateway.clock()
         body = self._body()
-        connection.send(self._head(len(body)) + body, self)
+        watched = self._guards is not None and self._guards.answers
+        connection.send(self._head(len(body)) + body, Watched(self, self._guards) if watched else self)  # type: ignore[arg-type]
 
     def _body(self) -> bytes:
         """As it came, but for the name, where the replica calls its model otherwise."""
@@ -328,6 +354,18 @@ class OneCall:
                 connection.drop()
             self._settle(self._counted(), failed=False)
 
+    def cut(self) -> None:
+        """A guard has ended the answer; what it told of that goes out, and the rest is not waited for."""
+        if not self._over:
+            if not self._told:
+                self.sink.abort()
+                self._told = True
+            self._let_go()
+
+    @property
+    def over(self) -> bool:
+        return self._over
+
     def drained(self) -> None:
         if self.connection is not None and not self._over:
             self.connection.resume()
@@ -351,6 +389,10 @@ class OneCall:
         if self._status >= 400:
             return Used(0, 0, 0)
         told = self.events.used if self.events is not None else used_in(b"".join(self._parts))
+        return self._guessed(told)
+
+    def counted(self, told: Used) -> Used:
+        """What is charged where no answer goes out."""
         return self._guessed(told)
 
     def _guessed(self, told: Used) -> Used:
@@ -429,7 +471,7 @@ class OneCall:
         self.sink.end()
         self._over = True
 
-    def refuse(self, refusal: Refusal) -> None:
+    def refuse(self, refusal: Refusal, used: Used = NOTHING_USED) -> None:
         """Answer with an error, once."""
         if self._over:
             return
@@ -439,7 +481,7 @@ class OneCall:
         self.sink.start(refusal.status, headers, len(body))
         self.sink.write(body)
         self.sink.end()
-        self._settle(Used(0, 0, 0), failed=True)
+        self._settle(used, failed=True)
 
     def left(self) -> None:
         """The client has gone: the replica need not go on, and what it made is charged."""
