@@ -180,3 +180,21 @@ async def test_a_client_that_leaves_while_a_guard_is_asked_takes_nothing_with_it
         await asyncio.gather(call, return_exceptions=True)
         usage = await eventually(_requests(running), lambda usage: bool(usage))
         assert usage[0].failed == 1
+
+
+async def test_members_choose_guards_by_name(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from usina.testing.factory import running as factory_running
+
+    file = tmp_path / "guards.toml"
+    file.write_text("[guards.pii]\nplugin = 'patterns'\nredact = ['email']\n")
+    tune = lambda settings: replace(settings, guards=file, allow_private_urls=True)  # noqa: E731
+    async with factory_running(tmp_path / "data", plugins={}, tune=tune) as factory, factory.client() as client:
+        order = {"name": "far", "model": "m", "runtime": "external", "url": "http://127.0.0.1:9/v1"}
+        wrong = await client.post("/endpoints", json=order | {"guards": ["nope"]})
+        assert wrong.status_code == 422 and "there are pii" in wrong.text
+        made = await client.post("/endpoints", json=order | {"guards": ["pii"]})
+        assert made.json()["spec"]["guards"] == ["pii"], made.text
+        wrong = await client.patch("/endpoints/far", json={"guards": ["pii", "nope"]})
+        assert wrong.status_code == 422 and "guards[1]" in wrong.text
