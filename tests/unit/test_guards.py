@@ -126,6 +126,14 @@ def test_a_stream_cut_anywhere_reads_as_the_whole_text(text: str, sizes: list[in
     assert not any(known in told for known in KNOWN.values())
 
 
+@pytest.mark.parametrize("name", KNOWN)
+def test_what_is_cut_where_the_window_lets_go_is_still_found(name: str) -> None:
+    for before in range(WINDOW - 32, WINDOW + 4, 3):
+        text = "." * before + f" {KNOWN[name]} " + "." * 300
+        assert streamed([text[n : n + 5] for n in range(0, len(text), 5)]) == redacted(text)
+        assert KNOWN[name] not in redacted(text)
+
+
 @given(st.binary(max_size=200), st.integers(1, 30))
 def test_events_that_are_cut_in_bytes_read_the_same(noise: bytes, size: int) -> None:
     data = b": " + noise.hex().encode() + b"\n\n" + chunk("hi a@b.org x") + b"data: [DONE]\n\n"
