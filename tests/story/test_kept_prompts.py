@@ -15,7 +15,7 @@ from usina.testing.process import FactoryProcess
 from usina.testing.waiting import until
 
 Usina = Callable[..., subprocess.CompletedProcess[str]]
-HUSH, LOUD, SAID = "a-quiet-prompt-7531", "a-kept-prompt-9642", "an-answer-8520"
+HUSH, LOUD, SAID = "hush-7531", "loud-9642", "said-8520"
 
 
 @pytest.fixture

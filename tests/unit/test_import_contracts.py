@@ -23,6 +23,8 @@ PLANTED = {
     "drivers-are-blind": ("drivers/fake/driver.py", "import usina.drivers.libvirt"),
     "runtimes-decide-only": ("runtimes/vllm/recipe.py", "import usina.store.store"),
     "runtimes-are-blind": ("runtimes/vllm/recipe.py", "import usina.runtimes.nim"),
+    "guards-look-only": ("guards/patterns/guard.py", "import usina.services.reach"),
+    "guards-are-blind": ("guards/patterns/guard.py", "import usina.guards.http"),
     "hardware-is-below-drivers": ("hardware/health.py", "import usina.store.store"),
     "services-are-slices": ("services/images/library.py", "import usina.store.store"),
     "cli-is-a-client": ("cli/main.py", "import usina.app.context"),

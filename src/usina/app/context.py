@@ -26,6 +26,7 @@ from usina.placement import Policies
 from usina.ports.blobs import Blobs
 from usina.ports.driver import DriverPlugin
 from usina.ports.fleet import Hosts
+from usina.ports.guard import Placed
 from usina.ports.library import Library
 from usina.ports.llm import Gateway, Prompts
 from usina.ports.models import ModelReader, Upstream, Xorbs
@@ -79,6 +80,7 @@ class House:
     vault: Vault
     gateway: Gateway
     runtimes: Mapping[str, RuntimePlugin]
+    guards: Mapping[str, Placed]  # as the operator has set them up
     runtime_settings: Mapping[str, Mapping[str, str]]  # the operator's, by runtime
     reach: Reach
     models: ModelReader

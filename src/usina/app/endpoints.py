@@ -61,6 +61,8 @@ class EndpointOrder:
     drain: float = 120.0
     shared: Shared = Shared.PROJECT
     fallback: tuple[str, ...] = ()
+    guards: tuple[str, ...] = ()
+    guards_open: bool = False
     labels: dict[str, str] = field(default_factory=dict)
 
 
@@ -118,9 +120,12 @@ async def _spec_of(context: Context, project: Project, order: EndpointOrder, id:
         drain=order.drain,
         shared=order.shared,
         fallback=order.fallback,
+        guards=order.guards,
+        guards_open=order.guards_open,
         member=context.actor.member,
     )
     _check(spec, order.name)
+    _check_guards(context, spec)
     return await _with_recipe(context, project, order.name, spec)
 
 
@@ -169,6 +174,7 @@ def _check(spec: EndpointSpec, name: str) -> None:
     check_range(spec.waiting, 0, 100_000, "waiting")
     check_range(len(spec.adapters), 0, MOST_ADAPTERS, "adapters")
     check_range(len(spec.fallback), 0, 8, "fallback")
+    check_range(len(spec.guards), 0, 8, "guards")
     check_range(len(spec.devices), 0, 16, "devices")
     for adapter in spec.adapters:
         check_ref(adapter, f"adapters.{adapter}"[:64])
@@ -184,6 +190,16 @@ def _check(spec: EndpointSpec, name: str) -> None:
     for which in ("idle_limit", "patience", "drain"):
         if not 0 <= getattr(spec, which) <= LONGEST:
             raise Invalid(f"{which}: must be between 0 and {LONGEST:g} seconds", field=which)
+
+
+def _check_guards(context: Context, spec: EndpointSpec) -> None:
+    known = context.house.guards
+    for number, name in enumerate(spec.guards):
+        if name not in known:
+            have = ", ".join(sorted(known)) or "none"
+            raise Invalid(
+                f"guards[{number}]: {name[:40]!r} is no guard here; there are {have}", field=f"guards[{number}]"
+            )
 
 
 def _check_runtime(plugin: RuntimePlugin, spec: EndpointSpec) -> None:
@@ -249,6 +265,8 @@ async def change(
     if model is not None or revision is not None:
         fresh = replace(fresh, variant=Variant(model or spec.variant.model, revision or ""), previous=spec.variant)
     _check(fresh, endpoint.name)
+    if fresh.guards != spec.guards:
+        _check_guards(context, fresh)
     anew = fresh.variant != spec.variant or any(getattr(fresh, one) != getattr(spec, one) for one in _REMADE)
     if anew or fresh.url != spec.url:
         fresh = await _with_recipe(context, await _home(context, endpoint), endpoint.name, fresh)

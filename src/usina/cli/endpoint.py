@@ -38,6 +38,10 @@ Adapter = Annotated[
 Fallback = Annotated[
     list[str] | None, typer.Option("--fallback", help="Endpoint to try where this has none ready; repeat it.")
 ]
+Guard = Annotated[list[str] | None, typer.Option("--guard", help="Guard of the site; repeat it.", metavar="GUARD")]
+GuardsOpen = Annotated[
+    bool | None, typer.Option("--guards-open/--guards-closed", help="Whether what guards cannot tell passes.")
+]
 Idle = Annotated[str | None, typer.Option("--idle", help="Without requests, until it goes to none.", metavar="TIME")]
 Patience = Annotated[str | None, typer.Option("--patience", help="That a request may wait.", metavar="TIME")]
 Drain = Annotated[str | None, typer.Option("--drain", help="For a replica to end what it began.", metavar="TIME")]
@@ -90,6 +94,8 @@ def create(
     patience: Patience = None,
     drain: Drain = None,
     fallback: Fallback = None,
+    guard: Guard = None,
+    guards_open: GuardsOpen = None,
     tenant_wide: Annotated[bool, typer.Option("--tenant", help="Open to keys of the whole tenant.")] = False,
     label: options.Labels = None,
     project: Project = None,
@@ -120,6 +126,8 @@ def create(
         "url": url,
         "secret": endpoint_words.from_environment(secret),
         "fallback": fallback,
+        "guards": guard,
+        "guards_open": guards_open,
         "shared": "tenant" if tenant_wide else None,
         "labels": endpoint_words.pairs(label, "label"),
         **_tuning(target, idle, patience, drain),
@@ -195,6 +203,7 @@ def _rows(found: Resource) -> list[tuple[str, Cell]]:
         ("slots", str(spec["slots"]) if recipe else ""),
         ("adapters", "\n".join(f"{name}  {endpoint_words.variant(one)}" for name, one in spec["adapters"].items())),
         ("fallback", ", ".join(spec["fallback"])),
+        ("guards", ", ".join(spec["guards"]) + (" (open)" if spec["guards"] and spec["guards_open"] else "")),
         ("open to", f"keys of its {spec['shared']}"),
         ("age", screen.age(found.created_at)),
     ]
@@ -230,6 +239,8 @@ def change(
     patience: Patience = None,
     drain: Drain = None,
     fallback: Fallback = None,
+    guard: Guard = None,
+    guards_open: GuardsOpen = None,
     project: Project = None,
     wait: Wait = True,
     timeout: Timeout = PATIENCE,
@@ -252,6 +263,8 @@ def change(
         "url": url,
         "secret": endpoint_words.from_environment(secret),
         "fallback": fallback,
+        "guards": None if guard is None else [name for name in guard if name],  # "" alone: none
+        "guards_open": guards_open,
         **_tuning(target, idle, patience, drain),
     }
     with door.client(project) as site:

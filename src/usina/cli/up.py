@@ -59,6 +59,9 @@ def up(
             help="Setting of what serves models, such as vllm.image; repeat it.", metavar="NAME.SETTING=VALUE"
         ),
     ] = None,
+    guards: Annotated[
+        Path | None, typer.Option(help="TOML file that sets up guards of models.", metavar="FILE")
+    ] = None,
 ) -> None:
     """Start a factory here. The first start founds the site and shows its first key, once.
 
@@ -91,6 +94,7 @@ def up(
         traces_share=traces_share,
         policies=tuple(policy or ()),
         runtimes=_runtimes(runtime or ()),
+        guards=guards.expanduser().absolute() if guards else None,
     )
     try:
         run(settings, announce)

@@ -88,6 +88,8 @@ class EndpointSpec:
     drain: float = 120.0  # that a replica has to end what it has begun
     shared: Shared = Shared.PROJECT
     fallback: tuple[str, ...] = ()  # names of endpoints to try, in order, where this one has nothing to offer
+    guards: tuple[str, ...] = ()  # names of the site's that it has besides those that are everywhere
+    guards_open: bool = False  # what they cannot tell passes
     canary: Canary | None = None
     member: str = ""  # who ordered it
     recipe: Recipe | None = None  # of `variant`; None for `external`

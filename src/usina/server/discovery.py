@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from usina.core.errors import Invalid
 from usina.ports.driver import DriverPlugin
 from usina.ports.facade import FacadePlugin
+from usina.ports.guard import GuardPlugin
 from usina.ports.runtime import RuntimePlugin
 
 Plugin = TypeVar("Plugin")
@@ -34,6 +35,10 @@ def drivers() -> Shelf[DriverPlugin]:
 
 def runtimes() -> Shelf[RuntimePlugin]:
     return _discover("usina.runtimes", RuntimePlugin)
+
+
+def guards() -> Shelf[GuardPlugin]:
+    return _discover("usina.guards", GuardPlugin)
 
 
 def check_runtimes(settings: Mapping[str, Mapping[str, str]]) -> None:

@@ -40,6 +40,7 @@ from usina.placement import Policies
 from usina.ports.driver import DriverPlugin, Tool
 from usina.ports.runtime import RuntimePlugin
 from usina.server import discovery
+from usina.server.guards import placed
 from usina.server.login_keys import DerivedKeys
 from usina.server.settings import Settings, factory_id, hub_token, instance_id, master_key
 from usina.server.vault import MasterVault
@@ -106,6 +107,7 @@ class Factory:
         self.loads = Loads(store, clock, self.reconciler.wake)
         self.fleet.wake = self.reconciler.wake
         doors = Doors(store, clock, master)
+        guards = placed(settings)
         ledger = StoreLedger(store, clock, instance_id(settings))
         self.traces = traces_of(settings)
         self.gateway = LlmGateway(
@@ -113,6 +115,7 @@ class Factory:
             FleetDial(self.fleet, reach.of_url),
             doors.secret,
             settings.data_dir / "gateway",
+            guards=guards,
             prompts=prompts,
             traces=self.traces,
             wall=clock.now,
@@ -138,6 +141,7 @@ class Factory:
             xorbs=xorbs,
             prompts=prompts,
             runtimes=runtimes,
+            guards=guards,
             runtime_settings=settings.runtimes,
             reach=reach,
             upstream=upstream_hub(settings),

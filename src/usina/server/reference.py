@@ -36,6 +36,16 @@ def runtimes_page() -> str:
     return "\n".join(lines)
 
 
+def guards_page() -> str:
+    """Every guard that discovery finds, with the operator's settings."""
+    lines = ["# Guards", "", "Written from the plugins; see the guide of models and `usina up --guards`.", ""]
+    for name, plugin in sorted(discovery.guards().plugins.items()):
+        lines += [f"## {name}", "", plugin.summary, "", "| setting | meaning |", "|---|---|"]
+        lines += [f"| `{setting}` | {meaning} |" for setting, meaning in plugin.settings.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
 def openapi_document() -> dict[str, Any]:
     """The native door's OpenAPI document, without a factory."""
     from usina.facades.native.api import application
@@ -52,7 +62,7 @@ def api_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"drivers.md": drivers_page, "runtimes.md": runtimes_page, "api.md": api_page}
+PAGES = {"drivers.md": drivers_page, "runtimes.md": runtimes_page, "guards.md": guards_page, "api.md": api_page}
 
 
 def write(folder: Path) -> None:

@@ -22,6 +22,7 @@ from usina.server import discovery
 from usina.server.factory import Factory, open_factory
 from usina.server.founding import found_site
 from usina.server.front import protocol
+from usina.server.guards import placed
 from usina.server.settings import Settings
 from usina.server.traced import Traced
 from usina.server.web import make_app
@@ -37,6 +38,7 @@ def run(settings: Settings, announce: Announce) -> None:
     """Serve until SIGTERM or SIGINT. Raises `Unavailable` when the folder or the port is taken."""
     Policies.of(settings.policies)  # one that is unknown is refused before anything is made
     discovery.check_runtimes(settings.runtimes)
+    placed(settings)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     _log_plainly()
     sys.setswitchinterval(SWITCH)
@@ -49,7 +51,7 @@ def run(settings: Settings, announce: Announce) -> None:
 
 async def _serve(settings: Settings, announce: Announce) -> None:
     shelf = discovery.drivers()
-    for name, reason in (shelf.missing | discovery.runtimes().missing).items():
+    for name, reason in (shelf.missing | discovery.runtimes().missing | discovery.guards().missing).items():
         structlog.get_logger().info("plugin left out", plugin=name, reason=reason)
     async with open_factory(settings, shelf.plugins) as factory:
         await factory.leases.inherit()  # we hold the folder's lock, so they are all dead

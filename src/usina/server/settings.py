@@ -34,6 +34,7 @@ class Settings:
     traces_share: float = 0.05  # of the traces that begin here
     policies: tuple[str, ...] = ()  # of placement: a policy, or "group:policy"; see `usina placement policies`
 
+    guards: Path | None = None  # a TOML file that sets guards up; see `server/guards.py`
     runtimes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # of models: name -> setting -> value
 
     @property

@@ -54,6 +54,8 @@ class EndpointIn(Body):
     fallback: list[Name] = Field(
         default=[], max_length=8, description="Endpoints to try where this one has none ready."
     )
+    guards: list[Word] = Field(default=[], max_length=8, description="Guards of the site, by name.")
+    guards_open: bool = Field(False, description="Let pass what these guards cannot tell, as they do not answer.")
     labels: Labels = Field(default={})
 
 
@@ -80,6 +82,8 @@ class EndpointChange(Body):
     drain: Seconds | None = None
     shared: Shared | None = None
     fallback: list[Name] | None = Field(None, max_length=8)
+    guards: list[Word] | None = Field(None, max_length=8)
+    guards_open: bool | None = None
     labels: Labels | None = None
 
 

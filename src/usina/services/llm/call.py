@@ -17,6 +17,7 @@ from usina.ports.llm import Request, Sink
 from usina.services.llm import refusal as refusals
 from usina.services.llm.ask import VERBS, Verb, read, with_limit, with_model
 from usina.services.llm.book import Meant
+from usina.services.llm.guarding import Guards, Watched, now
 from usina.services.llm.live import Live, Seat
 from usina.services.llm.purse import NO_HOLD, Hold, Purse
 from usina.services.llm.record import Record
@@ -34,6 +35,7 @@ log = structlog.get_logger()
 
 TRIES = 3  # replicas
 LEFT = 499  # the status of a request whose client left before there was an answer, as nginx has it
+NOTHING_USED = Used(0, 0, 0)
 GRACE = 5.0  # seconds between the last event of a stream and the end of the answer
 _AGAIN = {502, 503, 504}
 _ELSEWHERE = {429, *_AGAIN}  # where there is another endpoint to go to
@@ -44,8 +46,8 @@ _TOLD = (b"accept", b"anthropic-version", b"anthropic-beta", b"openai-beta")
 
 class OneCall:
     __slots__ = (
-        "_chain", "_fresh", "_hold", "_kept", "_over", "_parts", "_rates", "_record", "_started", "_status", "_told",
-        "ask", "caller", "connection", "estimate", "events", "first_at", "gateway", "live", "meant", "model",
+        "_chain", "_fresh", "_guards", "_hold", "_kept", "_over", "_parts", "_rates", "_record", "_started", "_status",
+        "_told", "ask", "caller", "connection", "estimate", "events", "first_at", "gateway", "live", "meant", "model",
         "number", "priority", "purses", "request", "request_id", "seat", "since", "sink", "tenant", "trail",
         "tried", "unread", "upstream_at",
     )  # fmt: skip
@@ -64,6 +66,7 @@ class OneCall:
         self.trail: Trail | None = None  # where it is traced
         self._record: Record | None = None  # where it is kept
         self._rates: Rates | None = None
+        self._guards: Guards | None = None
         self._hold: Hold = NO_HOLD
         self.purses: list[Purse] = []
         self._parts: list[bytes] = []
@@ -112,7 +115,31 @@ class OneCall:
         self.purses = gateway.purses.of((caller.key.id, project, self.tenant)) if verb is not Verb.COUNT else []
         rates.enter(self.estimate, self.since)
         self._rates = rates
+        if gateway.guarded and (guards := gateway.guards_of(self.live.offered)) is not None:
+            self._guards = guards
+            if guards.waits:
+                gateway.start_work(self._guard(guards))
+            else:
+                now(self._guard(guards))
+            return
         self._reserve(wall)
+
+    async def _guard(self, guards: Guards) -> None:
+        """Go on with what guards make of the request."""
+        try:
+            body = await guards.request(self.request.body)
+            if self._over:
+                return
+            if body is not self.request.body:
+                self.ask = read(self.ask.verb, body)
+                if not self.live.offered.messages:
+                    self.ask.as_chat()
+            self._reserve(self.gateway.wall())
+        except Refusal as refusal:
+            self.refuse(refusal)
+        except Exception:
+            log.exception("a request could not be guarded", request=self.request_id.decode())
+            self.refuse(refusals.fault())
 
     def _check_context(self) -> None:
         """What surely does not fit; what just might, the replica judges."""
@@ -247,7 +274,8 @@ class OneCall:
         self.connection = connection
         self.upstream_at = self.gateway.clock()
         body = self._body()
-        connection.send(self._head(len(body)) + body, self)
+        watched = self._guards is not None and self._guards.answers
+        connection.send(self._head(len(body)) + body, Watched(self, self._guards) if watched else self)  # type: ignore[arg-type]
 
     def _body(self) -> bytes:
         """As it came, but for the name, where the replica calls its model otherwise."""
@@ -348,6 +376,22 @@ class OneCall:
                 connection.drop()
             self._end()
 
+    def cut(self) -> None:
+        """A guard has ended the answer; what it told of that goes out, and the rest is not waited for."""
+        if self._over:
+            return
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.drop()
+        if self._told:
+            self._end()
+        else:
+            self._break_off()
+
+    @property
+    def over(self) -> bool:
+        return self._over
+
     def drained(self) -> None:
         if self.connection is not None and not self._over:
             self.connection.resume()
@@ -383,6 +427,10 @@ class OneCall:
         if self._status >= 400:
             return Used(0, 0, 0)
         told = self.events.used if self.events is not None else used_in(b"".join(self._parts))
+        return self._guessed(told)
+
+    def counted(self, told: Used) -> Used:
+        """What is charged where no answer goes out."""
         return self._guessed(told)
 
     def _guessed(self, told: Used) -> Used:
@@ -470,14 +518,14 @@ class OneCall:
         self.sink.end()
         self._over = True
 
-    def refuse(self, refusal: Refusal) -> None:
+    def refuse(self, refusal: Refusal, used: Used = NOTHING_USED) -> None:
         """Answer with an error, once."""
         if self._over:
             return
         body = refusal.body(anthropic=self.request.path.startswith("/messages"))
         headers = [(b"content-type", b"application/json"), *refusal.headers(), *self._own_headers()]
         self._status = refusal.status
-        self._settle(Used(0, 0, 0), failed=True)
+        self._settle(used, failed=True)
         self.sink.start(refusal.status, headers, len(body))
         self.sink.write(body)
         self.sink.end()

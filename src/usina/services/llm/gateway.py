@@ -23,12 +23,14 @@ from usina.core.llm import Every
 from usina.core.tenancy import Key
 from usina.core.units import MiB
 from usina.ports.driver import DriverError
+from usina.ports.guard import Placed
 from usina.ports.llm import Call, Dial, Directory, Ledger, Offered, Prompts, Request, Sink, Slice
 from usina.ports.traces import Traces
 from usina.services.llm import refusal as refusals
 from usina.services.llm.ask import VERBS, Verb
 from usina.services.llm.book import Book, Caller
 from usina.services.llm.call import OneCall
+from usina.services.llm.guarding import Guards
 from usina.services.llm.journal import Journal, Sums
 from usina.services.llm.live import Live, Seat
 from usina.services.llm.meters import IN_FLIGHT, WAITING, Meters
@@ -52,6 +54,7 @@ class LlmGateway:
         secret: Callable[[Key], str],
         folder: Path,
         *,
+        guards: Mapping[str, Placed] = {},
         body_limit: int = 32 * MiB,
         prompts: Prompts | None = None,
         traces: Traces | None = None,
@@ -60,6 +63,9 @@ class LlmGateway:
     ) -> None:
         self.body_limit, self.clock, self.wall = body_limit, clock, wall
         self._ledger, self._dial, self._secret = ledger, dial, secret
+        self._placed = guards
+        self.guarded = bool(guards)  # whether any endpoint may have a guard
+        self._guards: dict[str, Guards | None] = {}
         self.prompts, self.traces = prompts, traces
         self.book = Book(Directory(), secret)
         self.lives: dict[str, Live] = {}
@@ -196,6 +202,22 @@ class LlmGateway:
             while live is not None and live.has_room() and (call := live.line.next()) is not None:
                 call.called()
 
+    def guards_of(self, offered: Offered) -> Guards | None:
+        """Those of an endpoint, and of those that it may fall back to: no way around them leads over another."""
+        if offered.id not in self._guards:
+            chain = [
+                offered,
+                *(one.offered for name in offered.spec.fallback if (one := self.neighbour(offered, name))),
+            ]
+            wanted = dict.fromkeys(name for one in chain for name in one.spec.guards)
+            everywhere = [one for one in self._placed.values() if one.everywhere]
+            own = [self._placed[name] for name in wanted if name in self._placed and not self._placed[name].everywhere]
+            missing = [name for name in wanted if name not in self._placed]
+            opened = offered.spec.guards_open
+            found = Guards([*everywhere, *own], missing, opened=opened) if everywhere or wanted else None
+            self._guards[offered.id] = found
+        return self._guards[offered.id]
+
     def neighbour(self, offered: Offered, name: str) -> Live | None:
         """Another endpoint of the same project, by name."""
         for live in self.lives.values():
@@ -236,6 +258,8 @@ class LlmGateway:
         """Go by this from now on."""
         self.book = Book(directory, self._secret)
         self._lines.clear()
+        self._guards.clear()
+        self.guarded = bool(self._placed) or any(one.spec.guards for one in directory.endpoints.values())
         for id in self.lives.keys() - directory.endpoints.keys():
             self._close(self.lives.pop(id))
         for id, offered in directory.endpoints.items():
@@ -352,6 +376,10 @@ class LlmGateway:
             await self._ledger.write(number, sums.usage(), sums.spent(), loads)
             del self._batches[number]
             self.journal.forget(number)
+
+    def start_work(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have it done beside requests; it ends with the gateway."""
+        self._start(work)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -103,7 +103,7 @@ class Events:
         if self._held:
             data = self._held + data
             self._held = b""
-        end = _end_of_events(data)
+        end = end_of_events(data)
         if end < len(data) and len(data) - end < LONGEST:
             self._held = data[end:]
             data = data[:end]
@@ -122,7 +122,7 @@ class Events:
 
     def _look(self, data: bytes) -> bytes:
         kept = []
-        for event in _split(data):
+        for event in split_events(data):
             found = _USAGE.search(event) and self._told(event)
             if not (found and self._hides and _NO_CHOICES.search(event)):
                 kept.append(event)
@@ -148,14 +148,14 @@ class Events:
         return True
 
 
-def _end_of_events(data: bytes) -> int:
+def end_of_events(data: bytes) -> int:
     """Where the last event ends that is whole."""
     plain = data.rfind(b"\n\n")
     crlf = data.rfind(b"\r\n\r\n")
     return max(plain + 2 if plain >= 0 else 0, crlf + 4 if crlf >= 0 else 0)
 
 
-def _split(data: bytes) -> list[bytes]:
+def split_events(data: bytes) -> list[bytes]:
     mark = b"\r\n\r\n" if b"\r\n\r\n" in data else b"\n\n"
     parts = data.split(mark)
     return [part + mark for part in parts[:-1]] + ([parts[-1]] if parts[-1] else [])
