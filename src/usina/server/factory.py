@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from usina.app.addresses import Addresses
@@ -23,7 +23,7 @@ from usina.engine.goods import GoodsHand, NetworkHand, SecurityGroupHand, Volume
 from usina.engine.hand import Hand
 from usina.engine.images import ImageHand
 from usina.engine.llm_feed import LlmFeed
-from usina.engine.llm_ledger import FleetDial, StoreLedger
+from usina.engine.llm_ledger import CheckedOutside, FleetDial
 from usina.engine.loads import Loads
 from usina.engine.machines import MachineHand
 from usina.engine.orphans import Orphans
@@ -36,16 +36,19 @@ from usina.engine.tasks import TaskHand
 from usina.engine.tidy import Tidy
 from usina.placement import Policies
 from usina.ports.driver import DriverPlugin, Tool
+from usina.ports.llm import Directory, Streams
 from usina.ports.runtime import RuntimePlugin
 from usina.server import discovery
+from usina.server.gateways import hand_in_left, make_gateway
 from usina.server.login_keys import DerivedKeys
+from usina.server.messages import Dial
 from usina.server.settings import Settings, factory_id, hub_token, instance_id, master_key
 from usina.server.vault import MasterVault
 from usina.services.blobs import BlobFolder
 from usina.services.images.cache import default_cache
 from usina.services.images.catalogue import RECIPES
 from usina.services.images.library import ImageLibrary
-from usina.services.llm.gateway import LlmGateway
+from usina.services.llm.shared_rates import Table
 from usina.services.models import FileReader, Hub
 from usina.services.models.catalogue import entries
 from usina.services.reach import Reach
@@ -64,7 +67,7 @@ class Factory:
         clock: Clock,
         runtimes: Mapping[str, RuntimePlugin],
     ) -> None:
-        self.settings = settings
+        self.settings, self.clock = settings, clock
         self.store = store
         self.master = master
         self.leases = store.leases(f"{instance_id(settings)}:{os.getpid()}:{secrets.token_hex(4)}")
@@ -98,11 +101,11 @@ class Factory:
         self.loads = Loads(store, clock, self.reconciler.wake)
         self.fleet.wake = self.reconciler.wake
         doors = Doors(store, clock, master)
-        ledger = StoreLedger(store, clock, instance_id(settings))
-        self.gateway = LlmGateway(
-            ledger, FleetDial(self.fleet, reach.of_url), doors.secret, settings.data_dir / "gateway", wall=clock.now
-        )
-        self.feed = LlmFeed(store, vault, self.gateway.refresh)
+        self.rates = Table.made(settings.gateway_workers) if settings.gateway_workers > 1 else None
+        dial = FleetDial(self.fleet, CheckedOutside(reach.of_url))
+        self.gateway = make_gateway(settings, store, clock, doors.secret, dial, self.rates)
+        self.feed = LlmFeed(store, vault, self._refresh)
+        self.refreshed: Callable[[], None] = lambda: None  # called when the directory of models has changed
         self.house = House(
             store=store,
             clock=clock,
@@ -134,6 +137,7 @@ class Factory:
         """Everything that stands beside the doors, from before they open until after they are closed."""
         gateway = "gateway" in self.settings.roles
         if gateway:
+            await hand_in_left(self.settings, self.store, self.clock)
             await self.gateway.start()
             await self.feed.start()
         tasks = self._standing()
@@ -145,6 +149,19 @@ class Factory:
             await asyncio.gather(*tasks, return_exceptions=True)
             if gateway:
                 await self.gateway.stop()
+
+    async def dial(self, wanted: Dial) -> Streams:
+        """A stream to a port of a run, for a worker. Raises `OSError` or `DriverError`."""
+        driver = await self.fleet.tasks(wanted.provider, wanted.stack)
+        return await driver.dial(wanted.handle, wanted.port)
+
+    def _refresh(self, directory: Directory) -> None:
+        self.gateway.refresh(directory)
+        self.refreshed()
+
+    def close(self) -> None:
+        if self.rates is not None:
+            self.rates.close()
 
     def _standing(self) -> list[asyncio.Task[None]]:
         """The standing tasks of this process's roles."""
@@ -197,6 +214,10 @@ async def open_factory(
     store = Store(settings.database_url)
     await store.start()
     try:
-        yield Factory(settings, store, plugins, master_key(settings), clock or SystemClock(), known)
+        factory = Factory(settings, store, plugins, master_key(settings), clock or SystemClock(), known)
+        try:
+            yield factory
+        finally:
+            factory.close()
     finally:
         await store.close()

@@ -176,6 +176,12 @@ class Llm:
 
         return await self._database.transact(lease)
 
+    async def dry(self, scopes: Sequence[str]) -> list[str]:
+        """Those of `scopes` of whose budget nothing is left to lease."""
+        gone = budgets.c.spent + budgets.c.leased >= budgets.c.tokens
+        query = select(budgets.c.scope).where(budgets.c.scope.in_(scopes), gone)
+        return [row.scope for row in await self._database.fetch(query)]
+
     async def give_back(self, gateway: str, slices: Sequence[tuple[str, Instant, int]]) -> None:
         """(scope, began_at, tokens) that are leased no more."""
 

@@ -59,6 +59,7 @@ class FactoryProcess:
         hub_token_file: Path | None = None,
         hub_on_demand: bool = False,
         private_urls: bool = False,
+        workers: int = 1,
     ) -> None:
         self.data_dir = data_dir
         self.port = port or free_port()
@@ -67,6 +68,7 @@ class FactoryProcess:
         self._more += ["--hub-on-demand"] if hub_on_demand else []
         self._more += ["--hub-token-file", str(hub_token_file)] if hub_token_file else []
         self._more += ["--allow-private-urls"] if hub or private_urls else []
+        self.workers = workers
         self._process: subprocess.Popen[bytes] | Forked | None = None
         self._http = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60, trust_env=False)
         self.made: list[str] = []  # ids of everything ordered through `call`
@@ -102,6 +104,7 @@ class FactoryProcess:
         arguments = [str(self.data_dir), str(self.port)]
         arguments += ["--database", self._database] if self._database else []
         arguments += [] if self._local_host else ["--no-local-host"]
+        arguments += ["--gateway-workers", str(self.workers)] if self.workers > 1 else []
         arguments += self._more
         self.data_dir.parent.mkdir(parents=True, exist_ok=True)
         if self._nursery is not None:
@@ -308,6 +311,7 @@ def serve(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--allow-private-urls", action="store_true", help="of hubs, and of external endpoints")
     parser.add_argument("--hub-token-file", type=Path)
     parser.add_argument("--hub-on-demand", action="store_true")
+    parser.add_argument("--gateway-workers", type=int, default=1)
     given = vars(parser.parse_args(arguments))
     run(Settings(**given), lambda settings, admin: None)
 

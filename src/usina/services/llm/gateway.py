@@ -28,7 +28,7 @@ from usina.services.llm import refusal as refusals
 from usina.services.llm.ask import VERBS, Verb
 from usina.services.llm.book import Book, Caller
 from usina.services.llm.call import OneCall
-from usina.services.llm.journal import Journal, Sums
+from usina.services.llm.journal import Journal, Sums, hand_in
 from usina.services.llm.live import Live, Seat
 from usina.services.llm.meters import IN_FLIGHT, WAITING, Meters
 from usina.services.llm.purse import Purses
@@ -40,6 +40,7 @@ log = structlog.get_logger()
 TICK = 1.0  # seconds between looks at who waits too long, and between batches for the ledger
 FIRST_BYTE = 600.0  # seconds that a replica may take to begin an answer
 DIAL = 10.0
+IDLE = 3  # ticks after which a purse that nobody draws on is emptied, where there are other gateways
 ALIVE = 5.0  # seconds after which the ledger hears of a gateway that has nothing to say
 
 
@@ -54,7 +55,11 @@ class LlmGateway:
         body_limit: int = 32 * MiB,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        alone: bool = True,
+        rates: Callable[[Key, float], Rates] = lambda key, now: Rates(key.limits, now),
     ) -> None:
+        """`alone`: no other gateway leases of the same budgets, so that slices can be kept. `rates`: makes those of a
+        key, at a time of `clock`."""
         self.body_limit, self.clock, self.wall = body_limit, clock, wall
         self._ledger, self._dial, self._secret = ledger, dial, secret
         self.book = Book(Directory(), secret)
@@ -62,6 +67,7 @@ class LlmGateway:
         self.journal = Journal(folder)
         self.meters = Meters()
         self.purses = Purses(self._ask_ledger)
+        self._alone, self._new_rates = alone, rates
         self._rates: dict[str, Rates] = {}
         self._calls: dict[int, OneCall] = {}
         self._short: list[OneCall] = []  # of calls that wait for a lease
@@ -133,7 +139,7 @@ class LlmGateway:
     def rates_of(self, key: Key) -> Rates:
         rates = self._rates.get(key.id)
         if rates is None:
-            rates = self._rates[key.id] = Rates(key.limits, self.clock())
+            rates = self._rates[key.id] = self._new_rates(key, self.clock())
         elif rates.limits is not key.limits:
             rates.change(key.limits, self.clock())
         return rates
@@ -226,6 +232,21 @@ class LlmGateway:
             else:
                 call.reserve_again()
 
+    async def _even_out(self) -> None:
+        """Give back what nobody has reserved of purses that stand idle, and of budgets of which the ledger has nothing
+        left: another gateway may need it. It is leased again when it is wanted."""
+        idle, purses = self.purses.idle(IDLE), self.purses.purses
+        held = [scope for scope, purse in purses.items() if purse.free > 0 and not purse.asked]
+        if not held:
+            return
+        try:
+            dry = await self._ledger.dry(held)
+            back = [slice for scope in {*idle, *dry} & purses.keys() if (slice := self.purses.take_out(scope))]
+            if back:
+                await self._ledger.give_back(back)
+        except Exception:  # whether the ledger took them is not known, so that they are not kept either
+            log.exception("slices could not be given back")
+
     # --- what is known
 
     def refresh(self, directory: Directory) -> None:
@@ -267,14 +288,7 @@ class LlmGateway:
 
     async def start(self) -> None:
         """Hand the ledger what an earlier life has left; then it can be asked."""
-        written = await self._ledger.begin()
-        left = self.journal.left(written)
-        if left.sums:
-            await self._ledger.write(left.last, left.sums.usage(), left.sums.spent(), {})
-            log.info("the journal of an earlier run is in the ledger", open_reservations=left.open)
-        await self._ledger.give_back_all()
-        self.journal.forget(left.last)
-        self.journal.start(left.last + 1)
+        self.journal.start(await hand_in(self.journal, self._ledger) + 1)
 
     async def run(self) -> None:
         """Until cancelled: end what waits too long, keep pools young, and hand over what was used."""
@@ -284,6 +298,8 @@ class LlmGateway:
                     await self._kick.wait()
             except TimeoutError:
                 self._sweep()
+                if not self._alone:
+                    await self._even_out()
             self._kick.clear()
             await self._report()
 

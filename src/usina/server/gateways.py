@@ -1,0 +1,60 @@
+"""The gateways of one factory: the main process has one, numbered 0, and each of its workers has one. Each has a name
+in the ledger and a journal of its own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from usina.core.clock import Clock
+from usina.core.tenancy import Key
+from usina.engine.llm_ledger import StoreLedger
+from usina.ports.llm import Dial
+from usina.server.process import soon_alone
+from usina.server.settings import Settings, instance_id
+from usina.services.llm.gateway import LlmGateway
+from usina.services.llm.journal import Journal, hand_in
+from usina.services.llm.rates import Rates
+from usina.services.llm.shared_rates import SharedRates, Table
+from usina.store.store import Store
+
+
+def make_gateway(
+    settings: Settings, store: Store, clock: Clock, secret: Callable[[Key], str], dial: Dial, table: Table | None
+) -> LlmGateway:
+    """The one of this process; `table`: what it shares with others of the factory."""
+
+    def rates(key: Key, now: float) -> Rates:
+        return Rates(key.limits, now) if table is None else SharedRates(table, key.id, key.limits, now)
+
+    number = table.mine if table is not None else 0
+    return LlmGateway(
+        _ledger(settings, store, clock, number),
+        dial,
+        secret,
+        journal_folder(settings, number),
+        wall=clock.now,
+        alone=table is None and not settings.database,
+        rates=rates,
+    )
+
+
+def journal_folder(settings: Settings, number: int) -> Path:
+    folder = settings.data_dir / "gateway"
+    return folder / f"{number}" if number else folder
+
+
+def _ledger(settings: Settings, store: Store, clock: Clock, number: int) -> StoreLedger:
+    name = instance_id(settings)
+    return StoreLedger(store, clock, f"{name}#{number}" if number else name)
+
+
+async def hand_in_left(settings: Settings, store: Store, clock: Clock) -> None:
+    """What workers have left that are no more, as there are fewer than there were."""
+    for folder in sorted((settings.data_dir / "gateway").glob("[0-9]*")):
+        number = int(folder.name) if folder.name.isdigit() else 0
+        if number >= settings.gateway_workers:
+            async with soon_alone(folder):
+                await hand_in(Journal(folder), _ledger(settings, store, clock, number))
+                shutil.rmtree(folder)
