@@ -36,6 +36,7 @@ class Connection(asyncio.Protocol):
     """One connection to a replica."""
 
     __slots__ = (
+        "_body",
         "_done",
         "_headers",
         "_keep",
@@ -59,6 +60,7 @@ class Connection(asyncio.Protocol):
         self._receiver: Receiver | None = None
         self._parser: Any = None
         self._headers: list[tuple[bytes, bytes]] = []
+        self._body: list[bytes] = []  # what one reading has brought of it
         self._keep = False
         self._paused = False
         self._done = False
@@ -70,7 +72,7 @@ class Connection(asyncio.Protocol):
         self.used += 1
         self._receiver = receiver
         self._parser = httptools.HttpResponseParser(self)
-        self._headers, self._done, self._to_the_end = [], False, False
+        self._headers, self._body, self._done, self._to_the_end = [], [], False, False
         self.transport.write(request)
 
     def pause(self) -> None:
@@ -102,7 +104,9 @@ class Connection(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
-        except Exception as error:  # what a receiver throws is wrapped by the parser
+            if self._body:
+                self._hand_on()
+        except Exception as error:  # the parser's, or the receiver's
             receiver, self._receiver = self._receiver, None
             self.transport.abort()
             if receiver is not None:
@@ -123,6 +127,12 @@ class Connection(asyncio.Protocol):
             receiver.finished()
         else:
             receiver.lost("the replica closed the connection")
+
+    def _hand_on(self) -> None:
+        """Chunks that came together go on together: while the gateway is busy, replicas make more than one."""
+        parts, self._body = self._body, []
+        if self._receiver is not None:
+            self._receiver.got(parts[0] if len(parts) == 1 else b"".join(parts))
 
     def _finish(self) -> None:
         self._done = False
@@ -157,8 +167,7 @@ class Connection(asyncio.Protocol):
             self._receiver.answered(status, self._headers)
 
     def on_body(self, data: bytes) -> None:
-        if self._receiver is not None:
-            self._receiver.got(data)
+        self._body.append(data)
 
     def on_message_complete(self) -> None:
         if self._parser.get_status_code() < 200:
