@@ -4,12 +4,12 @@ long it takes.
 `./dev bench gateway` starts a trivial upstream, a factory (`usina up`, with an endpoint of the runtime ``external``, a
 key with limits of every kind, and budgets of the key, its project and its tenant), with `--workers N` a second one that
 has so many processes, and out of environments of their own LiteLLM's proxy (no database, one worker, its production
-mode) and `smg`, which only routes: no keys, budgets, checks of health or retries. The same chats, whole and as streams of
-17 chunks, go to each in turns, by 1, 32 and 128 clients at a time over connections that are kept.
+mode) and `smg`, which only routes: no keys, budgets, checks of health or retries. The same chats, whole and as streams
+of 17 chunks, go to each in turns, by 1, 32 and 128 clients at a time over connections that are kept.
 
-Reported are milliseconds of CPU of the gateway's processes per request, requests a second, and times of the median and of
-one in a hundred. `--memory N` sends N more chats and reports how the process grows. Ends with status 1 when a target is
-missed. Figures mean something only on a machine that does nothing else: upstream and clients share its cores.
+Reported are milliseconds of CPU of the gateway's processes per request, requests a second, and times of the median and
+of one in a hundred. `--memory N` sends N more chats and reports how the process grows. Ends with status 1 when a target
+is missed. Figures mean something only on a machine that does nothing else: upstream and clients share its cores.
 """
 
 from __future__ import annotations

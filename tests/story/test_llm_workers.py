@@ -53,11 +53,11 @@ def new_key(factory: FactoryProcess, name: str, **limits: int) -> Json:
 
 
 @asynccontextmanager
-async def upstream(factory: FactoryProcess, name: str, bird: Parrot) -> AsyncIterator[str]:
+async def upstream(factory: FactoryProcess, name: str, bird: Parrot, slots: int = 1000) -> AsyncIterator[str]:
     """An endpoint of that name whose replica is `bird`."""
     async with parrots(bird) as (port,):
         order = {"name": name, "runtime": "external", "model": "parrot", "url": f"http://127.0.0.1:{port}/v1",
-                 "context": 8192, "slots": 1000}  # fmt: skip
+                 "context": 8192, "slots": slots}  # fmt: skip
         made = await asyncio.to_thread(factory.call, "POST", "/endpoints", order)
         await asyncio.to_thread(factory.phase, f"/endpoints/{made['id']}", "ready")
         yield name
@@ -160,6 +160,34 @@ async def test_rates_hold_over_all_of_them(factory: FactoryProcess) -> None:
         bird.gate = None
         again = await asyncio.gather(*(chat(one, few, model) for one in clients[:3]))
         assert [answer.status_code for answer in again] == [200, 200, 200]
+
+
+async def test_a_replica_gets_no_more_at_a_time_than_it_has_slots(factory: FactoryProcess) -> None:
+    bird = Parrot(gate=asyncio.Event())
+    assert bird.gate is not None
+    async with upstream(factory, "narrow", bird, slots=2) as model, lines(factory, 17) as (other, *clients):
+        key = new_key(factory, "many")
+        await known(factory, key)
+        calls: list[asyncio.Task[httpx2.Response]] = []
+
+        async def asked() -> int:
+            return len(bird.asked)
+
+        for n, one in enumerate(clients[:2], 1):  # two that come at the very same time may both find the last slot
+            calls.append(asyncio.create_task(chat(one, key, model)))
+            await eventually(asked, lambda found, n=n: found == n)
+        calls += [asyncio.create_task(chat(one, key, model)) for one in clients[2:]]
+
+        async def waiting() -> float:
+            page = (await other.get("/metrics", headers={"Authorization": f"Bearer {factory.token}"})).text
+            found = [line for line in page.splitlines() if line.startswith("usina_gateway_waiting{")]
+            return sum(float(line.rpartition(" ")[2]) for line in found)
+
+        await eventually(waiting, lambda found: found == len(clients) - 2)
+        assert len(bird.asked) == 2
+        bird.gate.set()  # those that wait, wherever they do, are called when any process has made room
+        assert {answer.status_code for answer in await asyncio.gather(*calls)} == {200}
+        assert len(served_by([call.result() for call in calls])) > 1
 
 
 async def test_a_budget_is_used_up_and_no_more_and_a_revoked_key_is_shut(factory: FactoryProcess) -> None:

@@ -21,11 +21,11 @@ from usina.server.link import Link
 from usina.server.messages import Count, Dialled, TakeOver, ToMain, ToWorker, packed, unpacked
 from usina.server.settings import MOST_WORKERS, Settings, check_workers
 from usina.server.workers import descriptor_of
-from usina.services.llm import shared_rates
+from usina.services.llm import shared as memory
 from usina.services.llm.purse import Purses
 from usina.services.llm.rates import Rates
 from usina.services.llm.refusal import Refusal
-from usina.services.llm.shared_rates import SharedRates, Table
+from usina.services.llm.shared import SharedCount, SharedRates, Table
 from usina.testing.waiting import eventually
 
 # --- rates
@@ -122,8 +122,8 @@ def test_a_limit_that_changes_is_as_full_as_the_old_one_was(tables) -> None:
 
 
 def test_rows_are_used_again_and_never_taken_from_who_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_rates, "ROWS", 4)
-    monkeypatch.setattr(shared_rates, "NEAR", 4)
+    monkeypatch.setattr(memory, "ROWS", 4)
+    monkeypatch.setattr(memory, "NEAR", 4)
     table = Table.made(2)
     keys = [SharedRates(table, f"key-{n}", Limits(requests=1), 0.0) for n in range(5)]
     for key in keys[:4]:
@@ -139,6 +139,16 @@ def test_rows_are_used_again_and_never_taken_from_who_needs_them(monkeypatch: py
         with pytest.raises(Refusal):
             key.enter(1, 61.0)
     table.close()
+
+
+def test_requests_at_a_replica_are_counted_in_all_gateways(tables) -> None:
+    one, two, three = (SharedCount(table, "tsk-1", lambda: 0.0) for table in tables)
+    one.tell(2)
+    two.tell(1)
+    assert (one.others(), two.others(), three.others()) == (1, 2, 3)
+    tables[2].clear(0)
+    two.tell(0)
+    assert three.others() == 0
 
 
 # --- budgets

@@ -48,7 +48,7 @@ from usina.services.blobs import BlobFolder
 from usina.services.images.cache import default_cache
 from usina.services.images.catalogue import RECIPES
 from usina.services.images.library import ImageLibrary
-from usina.services.llm.shared_rates import Table
+from usina.services.llm.shared import Table
 from usina.services.models import FileReader, Hub
 from usina.services.models.catalogue import entries
 from usina.services.reach import Reach

@@ -15,8 +15,7 @@ from usina.server.process import soon_alone
 from usina.server.settings import Settings, instance_id
 from usina.services.llm.gateway import LlmGateway
 from usina.services.llm.journal import Journal, hand_in
-from usina.services.llm.rates import Rates
-from usina.services.llm.shared_rates import SharedRates, Table
+from usina.services.llm.shared import Table
 from usina.store.store import Store
 
 
@@ -24,9 +23,6 @@ def make_gateway(
     settings: Settings, store: Store, clock: Clock, secret: Callable[[Key], str], dial: Dial, table: Table | None
 ) -> LlmGateway:
     """The one of this process; `table`: what it shares with others of the factory."""
-
-    def rates(key: Key, now: float) -> Rates:
-        return Rates(key.limits, now) if table is None else SharedRates(table, key.id, key.limits, now)
 
     number = table.mine if table is not None else 0
     return LlmGateway(
@@ -36,7 +32,7 @@ def make_gateway(
         journal_folder(settings, number),
         wall=clock.now,
         alone=table is None and not settings.database,
-        rates=rates,
+        table=table,
     )
 
 

@@ -37,7 +37,7 @@ from usina.server.process import BACKLOG, GRACE, listeners, prepare, soon_alone
 from usina.server.settings import Settings, master_key
 from usina.server.vault import MasterVault
 from usina.services.llm.meters import ALL
-from usina.services.llm.shared_rates import Table
+from usina.services.llm.shared import Table
 from usina.services.reach import Reach
 from usina.store.store import Store
 

@@ -24,7 +24,7 @@ from usina.server.messages import Begin, Count, Dial, Dialled, Figures, Look, Re
 from usina.server.process import GRACE
 from usina.server.settings import Settings
 from usina.services.llm.meters import ALL
-from usina.services.llm.shared_rates import Table
+from usina.services.llm.shared import Table
 
 log = structlog.get_logger()
 

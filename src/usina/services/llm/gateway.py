@@ -34,6 +34,7 @@ from usina.services.llm.meters import IN_FLIGHT, WAITING, Meters
 from usina.services.llm.purse import Purses
 from usina.services.llm.rates import Rates
 from usina.services.llm.refusal import Refusal
+from usina.services.llm.shared import SharedRates, Table
 
 log = structlog.get_logger()
 
@@ -41,6 +42,7 @@ TICK = 1.0  # seconds between looks at who waits too long, and between batches f
 FIRST_BYTE = 600.0  # seconds that a replica may take to begin an answer
 DIAL = 10.0
 IDLE = 3  # ticks after which a purse that nobody draws on is emptied, where there are other gateways
+ROOM = 0.02  # seconds between looks for room at replicas that other gateways of this machine use, too
 ALIVE = 5.0  # seconds after which the ledger hears of a gateway that has nothing to say
 
 
@@ -56,10 +58,10 @@ class LlmGateway:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         alone: bool = True,
-        rates: Callable[[Key, float], Rates] = lambda key, now: Rates(key.limits, now),
+        table: Table | None = None,
     ) -> None:
-        """`alone`: no other gateway leases of the same budgets, so that slices can be kept. `rates`: makes those of a
-        key, at a time of `clock`."""
+        """`alone`: no other gateway leases of the same budgets, so that slices can be kept. `table`:
+        shared with the other gateways of this machine; what is counted there, they count together."""
         self.body_limit, self.clock, self.wall = body_limit, clock, wall
         self._ledger, self._dial, self._secret = ledger, dial, secret
         self.book = Book(Directory(), secret)
@@ -67,7 +69,8 @@ class LlmGateway:
         self.journal = Journal(folder)
         self.meters = Meters()
         self.purses = Purses(self._ask_ledger)
-        self._alone, self._new_rates = alone, rates
+        self._alone, self._table = alone, table
+        self._looking: set[str] = set()  # endpoints whose line looks for room that another gateway has made
         self._rates: dict[str, Rates] = {}
         self._calls: dict[int, OneCall] = {}
         self._short: list[OneCall] = []  # of calls that wait for a lease
@@ -139,10 +142,15 @@ class LlmGateway:
     def rates_of(self, key: Key) -> Rates:
         rates = self._rates.get(key.id)
         if rates is None:
-            rates = self._rates[key.id] = self._new_rates(key, self.clock())
+            rates = self._rates[key.id] = self._new_rates(key)
         elif rates.limits is not key.limits:
             rates.change(key.limits, self.clock())
         return rates
+
+    def _new_rates(self, key: Key) -> Rates:
+        if self._table is None:
+            return Rates(key.limits, self.clock())
+        return SharedRates(self._table, key.id, key.limits, self.clock())
 
     def over(self, call: OneCall) -> None:
         self._calls.pop(call.number, None)
@@ -184,6 +192,16 @@ class LlmGateway:
         if not live.in_flight:
             self._kick.set()
         self.freed(live)  # if there is room, it does not wait long
+        if self._table is not None and live.offered.id not in self._looking:
+            self._looking.add(live.offered.id)
+            self.later(ROOM, lambda: self._look_for_room(live))
+
+    def _look_for_room(self, live: Live) -> None:
+        if live.line:
+            self.freed(live)
+            self.later(ROOM, lambda: self._look_for_room(live))
+        else:
+            self._looking.discard(live.offered.id)
 
     def freed(self, live: Live) -> None:
         """A replica has room for one more."""
@@ -258,7 +276,7 @@ class LlmGateway:
         for id, offered in directory.endpoints.items():
             live = self.lives.get(id)
             if live is None:
-                self.lives[id] = Live(offered, self.clock)
+                self.lives[id] = Live(offered, self.clock, self._table)
             else:
                 live.update(offered)
                 self.freed(live)

@@ -1,9 +1,8 @@
-"""Rates of keys that hold over several gateways of one machine: what each key has used stands in memory they share.
+"""What several gateways of one machine count together, in memory they share: rates of keys, and requests at replicas.
 
-A row is a key's: what its buckets hold, and how many requests each gateway has at work for it. It is read, changed by
-`rates.py` and written under the row's lock, a few microseconds in all. Locks are the kernel's (`fcntl`), which frees
-those of a process that dies. A key whose buckets are full and that has nothing at work needs no row: another may have
-it.
+A row is a key's or a replica's: what the buckets of a key hold, and how many requests each gateway has at work for it.
+It is read, changed and written under its own lock, a few microseconds in all. Locks are the kernel's (`fcntl`), which
+frees those of a process that dies. Whatever has nothing at work and full buckets needs no row: another may have it.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import fcntl
 import mmap
 import os
 import struct
+from collections.abc import Callable
 from zlib import crc32
 
 from usina.core.llm import Limits
@@ -21,6 +21,7 @@ ROWS = 16_384
 NEAR = 32  # rows in which a key may have its place
 _NAME = 40  # bytes
 _BUCKETS = struct.Struct("<6d")  # of requests, and of tokens: size (0: none), level, when
+_COUNT = struct.Struct("<i")
 _EMPTY = bytes(_NAME)
 
 
@@ -52,7 +53,7 @@ class Table:
                 self._memory[row + at : row + at + 4] = bytes(4)
 
     def lock(self, name: bytes, found: int, now: float) -> int:
-        """Where the row of a key begins, locked until `unlock`; `found`: where it was last (-1: not known). -1, and
+        """Where the row of that name begins, locked until `unlock`; `found`: where it was last (-1: not known). -1, and
         nothing locked, where there is no place for it."""
         while True:
             if found >= 0:
@@ -60,15 +61,15 @@ class Table:
                 if self._memory[found : found + _NAME] == name:
                     return found
                 self.unlock(found)
-            found = self._place(name, now)
+            found = self.place(name, now)
             if found < 0:
                 return -1
 
     def unlock(self, row: int) -> None:
         fcntl.lockf(self.descriptor, fcntl.LOCK_UN, 1, row)
 
-    def _place(self, name: bytes, now: float) -> int:
-        """The row that a key has, or one that it can have from now on."""
+    def place(self, name: bytes, now: float) -> int:
+        """The row that somebody has, or one that it can have from now on."""
         past_the_end = self._row * ROWS
         fcntl.lockf(self.descriptor, fcntl.LOCK_EX, 1, past_the_end)
         try:
@@ -96,6 +97,17 @@ class Table:
         finally:
             self.unlock(row)
 
+    def others(self, row: int, name: bytes) -> int:
+        """Requests that other gateways have at work; -1 where the row is of another name by now. Without a lock."""
+        if self._memory[row : row + _NAME] != name:
+            return -1
+        running = self._columns.unpack_from(self._memory, row + _NAME + _BUCKETS.size)
+        return int(sum(running) - running[self.mine])
+
+    def count(self, row: int, running: int) -> None:
+        """`running`: what this gateway has at work."""
+        _COUNT.pack_into(self._memory, row + _NAME + _BUCKETS.size + 4 * self.mine, running)
+
     def read(self, row: int) -> tuple[tuple[float, ...], int]:
         """(the buckets, requests that other gateways have at work)."""
         running = self._columns.unpack_from(self._memory, row + _NAME + _BUCKETS.size)
@@ -103,11 +115,8 @@ class Table:
 
     def write(self, row: int, buckets: tuple[float, ...], running: int) -> None:
         """`running`: what this gateway has at work."""
-        at = row + _NAME
-        _BUCKETS.pack_into(self._memory, at, *buckets)
-        self._memory[at + _BUCKETS.size + 4 * self.mine : at + _BUCKETS.size + 4 * self.mine + 4] = struct.pack(
-            "<i", running
-        )
+        _BUCKETS.pack_into(self._memory, row + _NAME, *buckets)
+        self.count(row, running)
 
 
 class SharedRates(Rates):
@@ -117,7 +126,7 @@ class SharedRates(Rates):
 
     def __init__(self, table: Table, key: str, limits: Limits, now: float) -> None:
         super().__init__(limits, now)
-        self._table, self._name = table, key.encode()[:_NAME].ljust(_NAME, b"\0")
+        self._table, self._name = table, _name(key)
         self._row = -1
         self._mine = 0  # requests at work here
         self._now = now
@@ -156,6 +165,39 @@ class SharedRates(Rates):
         if row >= 0:
             self._table.write(row, (*_kept(self.requests), *_kept(self.tokens)), self._mine)
             self._table.unlock(row)
+
+
+class SharedCount:
+    """Requests at one replica, of all gateways together."""
+
+    __slots__ = ("_clock", "_name", "_row", "_table", "_told")
+
+    def __init__(self, table: Table, replica: str, clock: Callable[[], float]) -> None:
+        self._table, self._name, self._clock = table, _name(replica), clock
+        self._row = -1
+        self._told = 0
+
+    def others(self) -> int:
+        """What the other gateways have there; as far as there are rows for it."""
+        found = self._table.others(self._row, self._name) if self._row >= 0 else -1
+        if found < 0:
+            self._row = self._table.place(self._name, self._clock())
+            found = self._table.others(self._row, self._name) if self._row >= 0 else 0
+        return max(0, found)
+
+    def tell(self, running: int) -> None:
+        """What this gateway has there now."""
+        if not self._told:  # else nobody can have taken the row meanwhile
+            self._row = self._table.lock(self._name, self._row, self._clock())
+        if self._row >= 0:
+            self._table.count(self._row, running)
+            if not self._told:
+                self._table.unlock(self._row)
+        self._told = running
+
+
+def _name(id: str) -> bytes:
+    return id.encode()[:_NAME].ljust(_NAME, b"\0")
 
 
 def _load(bucket: Bucket | None, size: float, level: float, at: float) -> None:
