@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from usina.core.errors import Invalid
-from usina.core.llm import Limits
+from usina.core.llm import Budget, Limits
+from usina.core.tenancy import Role
 from usina.ports.llm import Slice
 from usina.server.figures import families, lasting, page, together
 from usina.server.link import Link
@@ -26,6 +27,7 @@ from usina.services.llm.purse import Purses
 from usina.services.llm.rates import Rates
 from usina.services.llm.refusal import Refusal
 from usina.services.llm.shared import SharedCount, SharedRates, Table
+from usina.testing.llm import MemoryLedger, Site, running_gateway
 from usina.testing.waiting import eventually
 
 # --- rates
@@ -158,15 +160,38 @@ def test_a_purse_is_idle_when_nobody_drew_on_it_for_some_looks() -> None:
     purses = Purses(lambda wanted: None)
     for purse in purses.keep(["key-a", "key-b", "key-c"]):
         purse.answered(Slice(purse.scope, 1.0, float("inf"), 10_000 if purse.scope != "key-c" else 0), 0.0)
-    assert purses.idle(2) == []
-    assert purses.idle(2) == []
+    assert [purses.idle(2) for _ in range(2)] == [[], []]
     hold = purses.reserve(purses.of(["key-b"]), 10, 2.0)
     assert purses.idle(2) == ["key-a"]
     assert hold is not None
     hold.settle(5)
-    assert [purses.idle(2) for _ in range(3)] == [["key-a"], ["key-a"], ["key-a", "key-b"]]
+    assert [sorted(purses.idle(2)) for _ in range(3)] == [["key-a"], ["key-a"], ["key-a", "key-b"]]
     purses.take_out("key-a")
     assert purses.idle(2) == ["key-b"]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+async def test_too_little_for_a_request_is_left_to_others_where_there_are_any(tmp_path: Path, alone: bool) -> None:
+    """Two gateways that each held on to too little would both refuse what both together could serve."""
+    site, ledger = Site(), MemoryLedger({"key-ann": Budget("key-ann", 300)})
+    site.project("lab")
+    site.key("ann", project="prj-lab", tnt_1=Role.MEMBER)
+    site.budgets = ledger.budgets
+    async with running_gateway(tmp_path, site, ledger, alone=alone) as running:
+        gateway = running.gateway
+
+        async def asked() -> int:
+            return ledger.asked
+
+        await eventually(asked)  # for a first slice
+        assert gateway.purses.reserve(gateway.purses.of(["key-ann"]), 400, 1e9) is None
+        await eventually(asked, lambda times: times == 2)
+
+        async def leased() -> int:
+            return ledger.leased["key-ann"]
+
+        await eventually(leased, lambda tokens: tokens == (300 if alone else 0))
+        assert gateway.purses.purses["key-ann"].free == (300 if alone else 0)
 
 
 # --- figures

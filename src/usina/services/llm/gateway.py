@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -249,6 +249,8 @@ class LlmGateway:
                 self._short.append(call)
             else:
                 call.reserve_again()
+        if not self._alone:  # two that each hold on to too little would both refuse
+            await self._give_back([scope for scope in wanted if scope in purses and purses[scope].spent_out])
 
     async def _even_out(self) -> None:
         """Give back what nobody has reserved of purses that stand idle, and of budgets of which the ledger has nothing
@@ -259,11 +261,20 @@ class LlmGateway:
             return
         try:
             dry = await self._ledger.dry(held)
-            back = [slice for scope in {*idle, *dry} & purses.keys() if (slice := self.purses.take_out(scope))]
-            if back:
+        except Exception:
+            log.exception("the ledger could not be asked what is left")
+            return
+        await self._give_back({*idle, *dry})
+
+    async def _give_back(self, scopes: Iterable[str]) -> None:
+        """What nobody has reserved of their purses."""
+        found = [self.purses.take_out(scope) for scope in scopes if scope in self.purses.purses]
+        back = [slice for slice in found if slice is not None]
+        if back:
+            try:
                 await self._ledger.give_back(back)
-        except Exception:  # whether the ledger took them is not known, so that they are not kept either
-            log.exception("slices could not be given back")
+            except Exception:  # whether the ledger took them is not known, so that they are not kept either
+                log.exception("slices could not be given back")
 
     # --- what is known
 
