@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from usina.cli.up import _workers
 from usina.core.errors import Invalid
 from usina.core.llm import Budget, Limits
 from usina.core.tenancy import Role
@@ -237,6 +238,15 @@ def test_bad_numbers_of_workers_are_refused_by_name(change: dict, roles: frozens
             check_workers(Settings(Path("/srv"), **wrong))
         assert caught.value.field == "gateway-workers"
     check_workers(Settings(Path("/srv"), roles=roles))
+
+
+@pytest.mark.parametrize("word", ["", "two", "-1", "1.5", "\u0663x"])
+def test_words_that_are_no_number_of_workers_are_refused_by_name(word: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        _workers(word)
+    assert caught.value.field == "gateway-workers"
+    assert _workers("auto") >= 1
+    assert _workers("3") == 3
 
 
 async def test_messages_and_sockets_arrive_in_order_however_large() -> None:

@@ -119,7 +119,7 @@ def _hub(address: str) -> str:
 def _workers(text: str) -> int:
     if text == "auto":
         return len(os.sched_getaffinity(0))
-    if not text.isdecimal():
+    if not (text.isascii() and text.isdecimal()):
         raise Invalid(f"gateway-workers: {text!r} is not a number, nor auto", field="gateway-workers")
     return int(text)
 

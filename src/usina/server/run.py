@@ -81,8 +81,7 @@ async def _open_doors(
 ) -> AsyncIterator[tuple[Workers | None, list[asyncio.Task[Any]]]]:
     """HTTP, and what gateway workers there shall be; both are closed together, with a grace for what is under way."""
     server, workers = _server(factory, settings)
-    if workers is not None:
-        check_port(settings)
+    check_port(settings)
     sockets = listeners(settings) if workers is not None else None
     serving = asyncio.create_task(server.serve(sockets), name="http")
     while not server.started and not serving.done():
