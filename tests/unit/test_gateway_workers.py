@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from usina.cli.up import _workers
-from usina.core.errors import Invalid
+from usina.core.errors import Invalid, Unavailable
 from usina.core.llm import Budget, Limits
 from usina.core.tenancy import Role
 from usina.ports.llm import Slice
 from usina.server.figures import families, lasting, page, together
 from usina.server.link import Link
 from usina.server.messages import Count, Dialled, TakeOver, ToMain, ToWorker, packed, unpacked
+from usina.server.process import check_port, listeners
 from usina.server.settings import MOST_WORKERS, Settings, check_workers
 from usina.server.workers import descriptor_of
 from usina.services.llm import shared as memory
@@ -247,6 +248,20 @@ def test_words_that_are_no_number_of_workers_are_refused_by_name(word: str) -> N
     assert caught.value.field == "gateway-workers"
     assert _workers("auto") >= 1
     assert _workers("3") == 3
+
+
+def test_a_port_is_shared_within_a_factory_only() -> None:
+    with socket.socket() as any_port:
+        any_port.bind(("127.0.0.1", 0))
+        settings = Settings(Path("/srv"), port=any_port.getsockname()[1])
+    check_port(settings)
+    shared = [one for _ in range(2) for one in listeners(settings)]
+    for one in shared:
+        one.listen()
+    with pytest.raises(Unavailable):
+        check_port(settings)
+    for one in shared:
+        one.close()
 
 
 async def test_messages_and_sockets_arrive_in_order_however_large() -> None:
