@@ -81,7 +81,7 @@ class Ledger(Protocol):
         ...
 
     async def dry(self, scopes: Sequence[str]) -> Sequence[str]:
-        """Those of `scopes` of whose budget there is nothing left to lease."""
+        """Those of `scopes` of whose budget there is hardly anything left to lease."""
         ...
 
     async def give_back(self, slices: Sequence[Slice]) -> None:

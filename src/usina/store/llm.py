@@ -20,7 +20,7 @@ from usina.store.tables import budget_leases, budgets, gateways, llm_usage
 from usina.store.work import CHANGE, FREE, TAKE, Work, missing
 
 SILENT = 10.0  # seconds after which what a gateway has measured counts no more
-SMALLEST = 4096  # tokens of a lease, where there are so many
+SMALLEST = 4096  # tokens of a lease, where there are so many for each gateway
 
 _LOADS = msgspec.json.Decoder(dict[str, Load])
 _b = bindparam
@@ -177,8 +177,8 @@ class Llm:
         return await self._database.transact(lease)
 
     async def dry(self, scopes: Sequence[str]) -> list[str]:
-        """Those of `scopes` of whose budget nothing is left to lease."""
-        gone = budgets.c.spent + budgets.c.leased >= budgets.c.tokens
+        """Those of `scopes` of whose budget hardly anything is left to lease."""
+        gone = budgets.c.tokens - budgets.c.spent - budgets.c.leased < SMALLEST
         query = select(budgets.c.scope).where(budgets.c.scope.in_(scopes), gone)
         return [row.scope for row in await self._database.fetch(query)]
 
@@ -230,7 +230,7 @@ def _leased(
     began_at, ends_at = period(budget.every, now)
     spent, leased = (budget.spent, budget.leased) if began_at == budget.began_at else (0, 0)
     left = max(0, budget.tokens - spent - leased)
-    tokens = min(left, max(wanted, left // (2 * gateways), SMALLEST))
+    tokens = min(left, max(wanted, left // (2 * gateways), min(SMALLEST, left // gateways)))
     values = {"began_at": began_at, "spent": spent, "leased": leased + tokens}
     connection.execute(update(budgets).where(budgets.c.scope == budget.scope).values(values))
     mine = (budget_leases.c.scope == budget.scope) & (budget_leases.c.gateway == gateway)

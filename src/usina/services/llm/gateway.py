@@ -236,7 +236,7 @@ class LlmGateway:
         try:
             if back:
                 await self._ledger.give_back(back)
-            slices = {got.scope: got for got in await self._ledger.lease(wanted)}
+            slices = {got.scope: got for got in await self._ledger.lease(wanted)} if wanted else {}
         except Exception:
             log.exception("budgets could not be leased")
             slices = {}
@@ -302,10 +302,13 @@ class LlmGateway:
         self._budgets = budgets
         fresh = {purse.scope for purse in self.purses.keep(budgets)}
         back = [slice for scope in changed if (slice := self.purses.take_out(scope)) is not None]
-        wanted = dict.fromkeys(fresh | changed, 1)
+        # Where there are others, nothing is taken before it is wanted: of a small budget the first would have it all.
+        wanted = dict.fromkeys(fresh | changed, 1) if self._alone else {}
+        for scope in changed:
+            self.purses.purses[scope].again_at = 0.0
         for scope in wanted:
             self.purses.purses[scope].asked = 1
-        if wanted:
+        if wanted or back:
             self._start(self._lease(wanted, back))
 
     def _close(self, live: Live) -> None:
