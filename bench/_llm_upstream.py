@@ -1,5 +1,5 @@
-"""A trivial upstream for gateways: answers any chat at once, in one piece or as a stream of 17 chunks. Run as a
-process; prints its port."""
+"""A trivial upstream for gateways: answers any chat at once, in one piece or as a stream of 17 chunks, and what routers
+ask of a runtime before they use it. Run as a process; prints its port."""
 
 from __future__ import annotations
 
@@ -24,6 +24,14 @@ _ANSWER = json.dumps(
         "usage": _USAGE,
     }
 ).encode()
+
+
+_ASKED = {  # by routers, before they send anything
+    b"/v1/models": {"object": "list", "data": [{"id": "parrot", "object": "model", "owned_by": "vllm"}]},
+    b"/get_model_info": {"model_path": "parrot", "tokenizer_path": "parrot", "is_generation": True},
+    b"/model_info": {"model_path": "parrot", "tokenizer_path": "parrot", "is_generation": True},
+    b"/version": {"version": "0.11.0"},
+}
 
 
 def _event(content: dict[str, Any]) -> bytes:
@@ -57,10 +65,16 @@ class Upstream(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.parser.feed_data(data)
 
+    def on_url(self, url: bytes) -> None:
+        self.path = url
+
     def on_body(self, body: bytes) -> None:
         self.body += body
 
     def on_message_complete(self) -> None:
+        if self.parser.get_method() == b"GET":
+            self._tell()
+            return
         asked, self.body = json.loads(self.body or b"{}"), b""
         if not asked.get("stream"):
             self.transport.write(_PLAIN)
@@ -68,6 +82,11 @@ class Upstream(asyncio.Protocol):
         last = [_END] if (asked.get("stream_options") or {}).get("include_usage") else []
         self.transport.write(_HEAD)
         self._next([*map(_chunk, [*_PIECES, *last]), _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"], 0)
+
+    def _tell(self) -> None:
+        body = json.dumps(_ASKED.get(self.path, {})).encode()
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+        self.transport.write(head + body)
 
     def _next(self, pieces: list[bytes], n: int) -> None:
         self.transport.write(pieces[n])

@@ -1,13 +1,15 @@
-"""The gateway of models beside LiteLLM's proxy and no gateway at all: what a request costs, and how long it takes.
+"""The gateway of models beside LiteLLM's proxy, a router in Rust and no gateway at all: what a request costs, and how
+long it takes.
 
 `./dev bench gateway` starts a trivial upstream, a factory (`usina up`, with an endpoint of the runtime ``external``, a
-key with limits of every kind, and budgets of the key, its project and its tenant), and LiteLLM's proxy (no database,
-one worker, its production mode) out of an environment of its own. The same chats, whole and as streams of 17 chunks, go
-to each in turns, by 1, 32 and 128 clients at a time over connections that are kept.
+key with limits of every kind, and budgets of the key, its project and its tenant), with `--workers N` a second one that
+has so many processes, and out of environments of their own LiteLLM's proxy (no database, one worker, its production
+mode) and `smg`, which only routes: no keys, budgets, checks of health or retries. The same chats, whole and as streams
+of 17 chunks, go to each in turns, by 1, 32 and 128 clients at a time over connections that are kept.
 
-Reported are milliseconds of CPU of the gateway's process per request, requests a second, and times of the median and of
-one in a hundred. `--memory N` sends N more chats and reports how the process grows. Ends with status 1 when a target is
-missed. Figures mean something only on a machine that does nothing else: upstream and clients share its cores.
+Reported are milliseconds of CPU of the gateway's processes per request, requests a second, and times of the median and
+of one in a hundred. `--memory N` sends N more chats and reports how the process grows. Ends with status 1 when a target
+is missed. Figures mean something only on a machine that does nothing else: upstream and clients share its cores.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from usina.testing.waiting import until
 ROOT = Path(__file__).parent.parent
 PEERS = ROOT / ".venv" / "peers"
 LITELLM = "litellm[proxy]==1.106.2"
+ROUTER = "smg==1.13.0"
 CLIENTS = (1, 32, 128)
 PLAIN, STREAMED = 0.5, 1.0  # milliseconds of CPU per request, at most
 MiB = 1 << 20
@@ -83,10 +86,12 @@ def upstream() -> Iterator[int]:
 
 
 @contextmanager
-def usina(folder: Path, port: int) -> Iterator[Door]:
-    with FactoryProcess(folder / "factory", local_host=False, private_urls=True).start() as factory:
+def usina(folder: Path, port: int, workers: int = 1) -> Iterator[Door]:
+    data = folder / f"factory-{workers}"
+    with FactoryProcess(data, local_host=False, private_urls=True, workers=workers).start() as factory:
         token = furnish(factory, port)
-        yield Door("Usina", factory.port, token, (factory.pid,))
+        time.sleep(1)  # every worker knows the key
+        yield Door("Usina" if workers == 1 else f"Usina, {workers}", factory.port, token, tuple(_family(factory.pid)))
 
 
 def furnish(factory: FactoryProcess, port: int) -> str:
@@ -120,6 +125,23 @@ def litellm(folder: Path, port: int) -> Iterator[Door]:
     try:
         until(lambda: answers(mine, "/health/liveliness"), limit=120)
         yield Door("LiteLLM", mine, "sk-bench", tuple(_family(process.pid)))
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
+def router(folder: Path, port: int) -> Iterator[Door]:
+    mine = free_port()
+    command = [str(_peer("smg", ROUTER) / "bin" / "smg"), "launch", "--worker-urls", f"http://127.0.0.1:{port}"]
+    command += ["--host", "127.0.0.1", "--port", str(mine), "--prometheus-port", str(free_port())]
+    command += ["--policy", "round_robin", "--log-level", "error"]
+    command += ["--disable-retries", "--disable-circuit-breaker", "--disable-health-check"]
+    with (folder / "smg.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        until(lambda: answers(mine, "/readiness"), limit=60)
+        yield Door("smg", mine, "none", tuple(_family(process.pid)))
     finally:
         process.terminate()
         process.wait()
@@ -188,16 +210,18 @@ def draw(rows: list[Row]) -> Table:
 
 
 def ratios(rows: list[Row]) -> Table:
-    """LiteLLM over Usina, each with the same load."""
-    table = Table("chats", "clients", "CPU: times less", "a second: times more", "p99: times less")
+    """Peers over Usina, each with the same load."""
+    table = Table("door", "peer", "chats", "clients", "CPU: times less", "a second: times more", "p99: times less")
     for row in rows:
-        if row.door == "Usina":
-            like = [r for r in rows if (r.door, r.stream, r.clients) == ("LiteLLM", row.stream, row.clients)]
-            for other in like:
-                table.add_row(
-                    "streamed" if row.stream else "whole", str(row.clients), f"{other.cpu / row.cpu:.1f}",
-                    f"{row.rate / other.rate:.1f}", f"{other.timing.at(0.99) / row.timing.at(0.99):.1f}",
-                )  # fmt: skip
+        if not row.door.startswith("Usina"):
+            continue
+        like = [r for r in rows if (r.stream, r.clients) == (row.stream, row.clients) and r.door in ("LiteLLM", "smg")]
+        for other in like:
+            table.add_row(
+                row.door, other.door, "streamed" if row.stream else "whole", str(row.clients),
+                f"{other.cpu / row.cpu:.2f}", f"{row.rate / other.rate:.2f}",
+                f"{other.timing.at(0.99) / row.timing.at(0.99):.2f}",
+            )  # fmt: skip
     return table
 
 
@@ -216,7 +240,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="./dev bench gateway", description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement, about")
     parser.add_argument("--memory", type=int, default=100_000, help="chats in the test of memory; 0: none")
+    parser.add_argument("--workers", type=int, default=1, help="more than 1: of another factory beside the first")
     parser.add_argument("--without-litellm", action="store_true")
+    parser.add_argument("--without-router", action="store_true")
     given = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 120)
     missed: list[str] = []
@@ -224,6 +250,10 @@ def main() -> int:
         folder = Path(name)
         port = stack.enter_context(upstream())
         doors = [Door("direct", port, "none", ()), stack.enter_context(usina(folder, port))]
+        if given.workers > 1:
+            doors.append(stack.enter_context(usina(folder, port, given.workers)))
+        if not given.without_router:
+            doors.append(stack.enter_context(router(folder, port)))
         if not given.without_litellm:
             doors.append(stack.enter_context(litellm(folder, port)))
         rows = [
@@ -231,11 +261,11 @@ def main() -> int:
             for stream in (False, True) for clients in CLIENTS for door in doors
         ]  # fmt: skip
         console.print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}", draw(rows))
-        if not given.without_litellm:
+        if not (given.without_litellm and given.without_router):
             console.print(ratios(rows))
         for row in rows:
             limit = STREAMED if row.stream else PLAIN
-            if row.door == "Usina" and row.cpu > limit:
+            if row.door.startswith("Usina") and row.cpu > limit:
                 missed.append(f"{row.clients} clients: {row.cpu:.2f} ms of CPU a chat; at most {limit} are wanted")
         if given.memory:
             before, half, after = grows(doors[1], given.memory)

@@ -121,7 +121,7 @@ async def test_what_is_given_back_can_be_leased_by_others(store: Store, clock: C
     [mine] = await one.lease({"prj-1": 5000})
     assert [slice.tokens for slice in await two.lease({"prj-1": 1})] == [0]
     await one.give_back([Slice("prj-1", mine.began_at, mine.ends_at, 2000)])
-    assert [slice.tokens for slice in await two.lease({"prj-1": 1})] == [2000]
+    assert [slice.tokens for slice in await two.lease({"prj-1": 2000})] == [2000]
     await one.write(1, [], [Spend("prj-1", mine.began_at, 1000)], {})
     await one.give_back_all()  # as after a crash: what it held and has not spent
     assert await stands(store) == (1000, 2000)
@@ -164,3 +164,35 @@ async def test_loads_of_gateways_add_up_and_the_silent_count_no_more(store: Stor
     assert (load.in_flight, load.waiting, dict(load.by_replica), load.last_at) == (5, 1, {"a": 3, "b": 2}, 9.0)
     clock.at += 60
     assert (await store.llm.load("ept-1", clock.now())).in_flight == 0
+
+
+async def test_what_is_dry_is_told_until_somebody_gives_back(store: Store, clock: Clock) -> None:
+    await budget(store, 5000)
+    one, two = await gateway(store, clock, "one"), await gateway(store, clock, "two")
+    assert await one.dry(["prj-1", "prj-none"]) == []
+    [slice] = await one.lease({"prj-1": 5000})
+    assert await two.dry(["prj-1", "prj-none"]) == ["prj-1"]
+    assert [got.tokens for got in await two.lease({"prj-1": 10})] == [0]
+    await one.give_back([slice])
+    assert await two.dry(["prj-1"]) == []
+    assert [got.tokens for got in await two.lease({"prj-1": 10})] == [2500]
+
+
+async def test_gateways_of_several_processes_lease_no_token_twice(
+    store: Store, clock: Clock, database_url: str
+) -> None:
+    """Each with a connection of its own to the database, all at the same time."""
+    await budget(store, 1_000_000)
+    others = [Store(database_url) for _ in range(3)]
+    for other in others:
+        await other.start()
+    ledgers = [await gateway(other, clock, f"g{n}") for n, other in enumerate(others)]
+
+    async def draw(ledger: StoreLedger) -> int:
+        return sum([(await ledger.lease({"prj-1": 1}))[0].tokens for _ in range(25)])
+
+    drawn = sum(await asyncio.gather(*map(draw, ledgers)))
+    assert await stands(store) == (0, drawn)
+    assert drawn <= 1_000_000
+    for other in others:
+        await other.close()

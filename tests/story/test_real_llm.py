@@ -15,7 +15,7 @@ import anthropic
 import openai
 import pytest
 
-from usina.testing.process import FactoryProcess, end_helpers, factory_process
+from usina.testing.process import FactoryProcess, end_helpers
 from usina.testing.waiting import until
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
@@ -31,12 +31,12 @@ PERSON = {
 }
 
 
-@pytest.fixture(scope="module")
-def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FactoryProcess]:
+@pytest.fixture(scope="module", params=[1, 3], ids=lambda workers: f"{workers}-workers")
+def factory(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[FactoryProcess]:
     folder = tmp_path_factory.mktemp("llm")
     folder.chmod(0o755)
     folder.parent.chmod(0o755)
-    with factory_process(folder / "data") as process:
+    with FactoryProcess(folder / "data", workers=request.param) as process:
         yield process
         for endpoint in process.call("GET", "/endpoints")["items"]:
             process.delete(f"/endpoints/{endpoint['id']}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,9 @@ def up(
         Path | None, typer.Option(help="Key that all secrets derive from; else in the folder.", metavar="FILE")
     ] = None,
     roles: Annotated[str, typer.Option(help="What this process does, of api, engine, gateway.")] = ",".join(_ROLES),
+    gateway_workers: Annotated[
+        str, typer.Option(help="Processes that serve models: a number, or auto for one a core.", metavar="N")
+    ] = "1",
     local_host: Annotated[bool, typer.Option(help="Take this machine into service when founding.")] = True,
     allow_private_urls: Annotated[bool, typer.Option(help="Let images be fetched from private addresses.")] = False,
     hub_upstream: Annotated[
@@ -72,6 +76,7 @@ def up(
       usina up --no-local-host --port 8571 --data-dir /tmp/trial
       usina up --hub-upstream https://hub.example.org --hub-token-file /etc/usina-hub.token
       usina up --policy fragmentation --policy cpu:pack
+      usina up --gateway-workers 4
       usina up --runtime vllm.image=docker.io/vllm/vllm-openai:latest
       usina up --traces http://localhost:4318 --traces-share 0.2
     """
@@ -85,6 +90,7 @@ def up(
         database=database,
         master_key_file=master_key_file.expanduser().absolute() if master_key_file else None,
         roles=_roles(roles),
+        gateway_workers=_workers(gateway_workers),
         local_host=local_host,
         allow_private_urls=allow_private_urls,
         hub_upstream=_address(hub_upstream, "hub-upstream", "https://hub.example.org"),
@@ -119,6 +125,14 @@ def _address(address: str, field: str, example: str) -> str:
     if address and (parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None):
         raise Invalid(f"{field}: {address!r} is not an address such as {example}", field=field)
     return address.rstrip("/")
+
+
+def _workers(text: str) -> int:
+    if text == "auto":
+        return len(os.sched_getaffinity(0))
+    if not (text.isascii() and text.isdecimal()):
+        raise Invalid(f"gateway-workers: {text!r} is not a number, nor auto", field="gateway-workers")
+    return int(text)
 
 
 def _roles(text: str) -> frozenset[str]:

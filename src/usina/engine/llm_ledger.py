@@ -12,7 +12,7 @@ from usina.core.clock import Clock
 from usina.core.endpoint import Load, Replica
 from usina.core.llm import Usage
 from usina.engine.fleet import Fleet
-from usina.ports.llm import Offered, Slice, Spend, Streams
+from usina.ports.llm import Offered, Outside, Slice, Spend, Streams
 from usina.store.llm import WrittenAlready
 from usina.store.store import Store
 
@@ -40,6 +40,9 @@ class StoreLedger:
     async def lease(self, wanted: Mapping[str, int]) -> Sequence[Slice]:
         return [Slice(*one) for one in await self._store.llm.lease(self._gateway, wanted, self._clock.now())]
 
+    async def dry(self, scopes: Sequence[str]) -> Sequence[str]:
+        return await self._store.llm.dry(scopes)
+
     async def give_back(self, slices: Sequence[Slice]) -> None:
         await self._store.llm.give_back(self._gateway, [(one.scope, one.began_at, one.tokens) for one in slices])
 
@@ -47,20 +50,14 @@ class StoreLedger:
         await self._store.llm.give_back_all(self._gateway)
 
 
-class FleetDial:
-    """To a port of a run by the driver of its stack; to an external upstream over the network."""
+class CheckedOutside:
+    """To an external upstream, at the address that was checked."""
 
-    def __init__(self, fleet: Fleet, reach: Reach) -> None:
-        self._fleet, self._reach = fleet, reach
+    def __init__(self, reach: Reach) -> None:
+        self._reach = reach
         self._tls = ssl.create_default_context()
 
-    async def __call__(self, endpoint: Offered, replica: Replica) -> Streams:
-        if endpoint.spec.url:
-            return await self._outside(endpoint.spec.url)
-        driver = await self._fleet.tasks(replica.provider, replica.stack)
-        return await driver.dial(replica.handle, replica.port)
-
-    async def _outside(self, url: str) -> Streams:
+    async def __call__(self, url: str) -> Streams:
         parts = urlsplit(url)
         address = await self._reach(url)
         if parts.scheme == "https":
@@ -68,3 +65,16 @@ class FleetDial:
                 address, parts.port or 443, ssl=self._tls, server_hostname=parts.hostname
             )
         return await asyncio.open_connection(address, parts.port or 80)
+
+
+class FleetDial:
+    """To a port of a run by the driver of its stack; to an external upstream over the network."""
+
+    def __init__(self, fleet: Fleet, outside: Outside) -> None:
+        self._fleet, self._outside = fleet, outside
+
+    async def __call__(self, endpoint: Offered, replica: Replica) -> Streams:
+        if endpoint.spec.url:
+            return await self._outside(endpoint.spec.url)
+        driver = await self._fleet.tasks(replica.provider, replica.stack)
+        return await driver.dial(replica.handle, replica.port)

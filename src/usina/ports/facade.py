@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from usina.ports.llm import Gateway
+
 
 @dataclass(frozen=True, slots=True)
 class FacadePlugin:
@@ -15,6 +17,6 @@ class FacadePlugin:
     summary: str
     mount: str  # path prefix, for example "/api/v1"
     app: Callable[[Any], Any]  # app.context.House -> ASGI application
-    lane: Callable[[Any], Callable[[], Any]] | None = None
-    """House -> what makes an `asyncio.Protocol` for a connection that is only for this facade, where it has a quicker
-    way than ASGI. The protocol tells by `busy` whether it is within a request, and ends by `shutdown`."""
+    lane: Callable[[Gateway], Callable[[], Any]] | None = None
+    """Gateway of models -> what makes an `asyncio.Protocol` for a connection that is only for this facade, where it has
+    a quicker way than ASGI. The protocol tells by `busy` whether it is within a request, and ends by `shutdown`."""

@@ -129,6 +129,10 @@ class Ledger(Protocol):
         """For each scope at least so many tokens, if they are there, and some more to go on with."""
         ...
 
+    async def dry(self, scopes: Sequence[str]) -> Sequence[str]:
+        """Those of `scopes` of whose budget there is hardly anything left to lease."""
+        ...
+
     async def give_back(self, slices: Sequence[Slice]) -> None:
         """Tokens that were leased and are not needed."""
         ...
@@ -141,6 +145,12 @@ class Ledger(Protocol):
 class Dial(Protocol):
     async def __call__(self, endpoint: Offered, replica: Replica) -> Streams:
         """A stream to a replica. Raises `OSError` or `DriverError`."""
+        ...
+
+
+class Outside(Protocol):
+    async def __call__(self, url: str) -> Streams:
+        """A stream to an external upstream. Raises `OSError`, or `Invalid` for one that may not be reached."""
         ...
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
@@ -53,14 +53,17 @@ def check_runtimes(settings: Mapping[str, Mapping[str, str]]) -> None:
                 raise Invalid(f"runtime: {name} has no setting {setting!r}; it has {words}", field="runtime")
 
 
-def facades() -> Shelf[FacadePlugin]:
-    return _discover("usina.facades", FacadePlugin)
+def facades(only: Collection[str] = ()) -> Shelf[FacadePlugin]:
+    """`only`: names of folders and entry points that are looked at; all where there are none."""
+    return _discover("usina.facades", FacadePlugin, only)
 
 
-def _discover(shelf: str, kind: type[Plugin]) -> Shelf[Plugin]:
+def _discover(shelf: str, kind: type[Plugin], only: Collection[str] = ()) -> Shelf[Plugin]:
     found: Shelf[Plugin] = Shelf()
     package = importlib.import_module(shelf)
     for module in pkgutil.iter_modules(package.__path__):
+        if only and module.name not in only:
+            continue
         _take(
             found,
             module.name,
@@ -68,7 +71,8 @@ def _discover(shelf: str, kind: type[Plugin]) -> Shelf[Plugin]:
             lambda name=module.name: importlib.import_module(f"{shelf}.{name}").PLUGIN,
         )
     for entry in entry_points(group=shelf):
-        _take(found, entry.name, kind, entry.load)
+        if not only or entry.name in only:
+            _take(found, entry.name, kind, entry.load)
     return found
 
 

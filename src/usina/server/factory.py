@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 from usina.app.addresses import Addresses
 from usina.app.context import House
 from usina.app.doors import Doors
 from usina.app.near import Near
 from usina.core.clock import Clock, SystemClock
-from usina.core.errors import Invalid
 from usina.core.ids import Ids
 from usina.core.resource import Kind
 from usina.engine.ailments import Ailments
@@ -25,7 +23,7 @@ from usina.engine.goods import GoodsHand, NetworkHand, SecurityGroupHand, Volume
 from usina.engine.hand import Hand
 from usina.engine.images import ImageHand
 from usina.engine.llm_feed import LlmFeed
-from usina.engine.llm_ledger import FleetDial, StoreLedger
+from usina.engine.llm_ledger import CheckedOutside, FleetDial
 from usina.engine.loads import Loads
 from usina.engine.machines import MachineHand
 from usina.engine.orphans import Orphans
@@ -38,25 +36,24 @@ from usina.engine.tasks import TaskHand
 from usina.engine.tidy import Tidy
 from usina.placement import Policies
 from usina.ports.driver import DriverPlugin, Tool
+from usina.ports.llm import Directory, Streams
 from usina.ports.runtime import RuntimePlugin
 from usina.server import discovery
+from usina.server.gateways import hand_in_left, make_gateway, prompt_folder, traces_of
 from usina.server.guards import placed
 from usina.server.login_keys import DerivedKeys
+from usina.server.messages import Dial
 from usina.server.settings import Settings, factory_id, hub_token, instance_id, master_key
 from usina.server.vault import MasterVault
 from usina.services.blobs import BlobFolder
 from usina.services.images.cache import default_cache
 from usina.services.images.catalogue import RECIPES
 from usina.services.images.library import ImageLibrary
-from usina.services.llm.gateway import LlmGateway
-from usina.services.llm.prompts import PromptFolder
+from usina.services.llm.shared import Table
 from usina.services.models import FileReader, Hub, XorbFolder
 from usina.services.models.catalogue import entries
 from usina.services.reach import Reach
 from usina.store.store import Store
-
-if TYPE_CHECKING:
-    from usina.services.traces import OtlpTraces
 
 
 class Factory:
@@ -71,7 +68,7 @@ class Factory:
         clock: Clock,
         runtimes: Mapping[str, RuntimePlugin],
     ) -> None:
-        self.settings = settings
+        self.settings, self.clock = settings, clock
         self.store = store
         self.master = master
         self.leases = store.leases(f"{instance_id(settings)}:{os.getpid()}:{secrets.token_hex(4)}")
@@ -83,7 +80,7 @@ class Factory:
         )
         plans = Plans(store, login_keys)
         blobs, vault, ids = BlobFolder(settings.data_dir / "blobs"), MasterVault(master), Ids(clock.now)
-        prompts = PromptFolder(settings.data_dir / "prompts")
+        prompts = prompt_folder(settings)
         xorbs = XorbFolder(settings.data_dir / "xet")
         task_plans = TaskPlans(store, blobs, vault, plugins, plans)
         hands: dict[Kind, Hand] = {
@@ -108,19 +105,14 @@ class Factory:
         self.fleet.wake = self.reconciler.wake
         doors = Doors(store, clock, master)
         guards = placed(settings)
-        ledger = StoreLedger(store, clock, instance_id(settings))
         self.traces = traces_of(settings)
-        self.gateway = LlmGateway(
-            ledger,
-            FleetDial(self.fleet, reach.of_url),
-            doors.secret,
-            settings.data_dir / "gateway",
-            guards=guards,
-            prompts=prompts,
-            traces=self.traces,
-            wall=clock.now,
+        self.rates = Table.made(settings.gateway_workers) if settings.gateway_workers > 1 else None
+        dial = FleetDial(self.fleet, CheckedOutside(reach.of_url))
+        self.gateway = make_gateway(
+            settings, store, clock, doors.secret, dial, self.rates, guards=guards, prompts=prompts, traces=self.traces
         )
-        self.feed = LlmFeed(store, vault, runtimes, self.gateway.refresh)
+        self.feed = LlmFeed(store, vault, runtimes, self._refresh)
+        self.refreshed: Callable[[], None] = lambda: None  # called when the directory of models has changed
         self.house = House(
             store=store,
             clock=clock,
@@ -155,6 +147,7 @@ class Factory:
         """Everything that stands beside the doors, from before they open until after they are closed."""
         gateway = "gateway" in self.settings.roles
         if gateway:
+            await hand_in_left(self.settings, self.store, self.clock)
             await self.gateway.start()
             await self.feed.start()
         tasks = self._standing()
@@ -168,6 +161,19 @@ class Factory:
                 await self.gateway.stop()
             if self.traces is not None:
                 await asyncio.to_thread(self.traces.close)
+
+    async def dial(self, wanted: Dial) -> Streams:
+        """A stream to a port of a run, for a worker. Raises `OSError` or `DriverError`."""
+        driver = await self.fleet.tasks(wanted.provider, wanted.stack)
+        return await driver.dial(wanted.handle, wanted.port)
+
+    def _refresh(self, directory: Directory) -> None:
+        self.gateway.refresh(directory)
+        self.refreshed()
+
+    def close(self) -> None:
+        if self.rates is not None:
+            self.rates.close()
 
     def _standing(self) -> list[asyncio.Task[None]]:
         """The standing tasks of this process's roles."""
@@ -201,17 +207,6 @@ def upstream_hub(settings: Settings) -> Hub | None:
     return Hub(settings.hub_upstream, Reach(allow_private=settings.allow_private_urls), hub_token(settings))
 
 
-def traces_of(settings: Settings) -> OtlpTraces | None:
-    """Raises `Invalid` where the library for them is not installed."""
-    if not settings.traces:
-        return None
-    try:
-        from usina.services.traces import OtlpTraces
-    except ImportError as error:
-        raise Invalid(f"traces: install usina[traces] ({error.name} is missing)", field="traces") from None
-    return OtlpTraces(settings.traces, settings.traces_share, instance_id(settings))
-
-
 def _queues(plugins: Mapping[str, DriverPlugin]) -> dict[str, bool]:
     """Stack → whether it has a queue of its own."""
     return {plugin.stack: plugin.queues for plugin in plugins.values() if plugin.tasks is not None}
@@ -231,6 +226,10 @@ async def open_factory(
     store = Store(settings.database_url)
     await store.start()
     try:
-        yield Factory(settings, store, plugins, master_key(settings), clock or SystemClock(), known)
+        factory = Factory(settings, store, plugins, master_key(settings), clock or SystemClock(), known)
+        try:
+            yield factory
+        finally:
+            factory.close()
     finally:
         await store.close()

@@ -1,4 +1,5 @@
-"""The first look at a connection: requests for a facade with a lane of its own go there, all others to uvicorn.
+"""The first look at a connection: requests for a facade with a lane of its own go there, all others to who takes over:
+uvicorn, or in a worker the main process.
 
 A client that keeps to one door, as they all do, has its connection served by one of them to the end. One that turns
 from a lane to another door is handed over between two requests; from then on every door is reached by way of uvicorn.
@@ -7,6 +8,7 @@ from a lane to another door is handed over between two requests; from then on ev
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,23 +19,31 @@ from uvicorn.importer import import_from_string
 LONGEST = 64  # bytes of a first line within which the mount must show
 Lanes = Mapping[bytes, Callable[[], asyncio.Protocol]]
 """Mount → what serves a connection for it. Such a protocol tells by `busy` whether it is within a request."""
+TakeOver = Callable[[Any, bytes], None]
+"""Goes on with a transport on which these bytes have come."""
 
 
 class Front(asyncio.Protocol):
     """One connection; made by uvicorn in place of its own protocol."""
 
-    __slots__ = ("_first", "_general", "_lane", "_lanes", "_state", "_transport", "_uvicorn")
+    __slots__ = ("_connections", "_first", "_lane", "_lanes", "_take_over", "_transport")
 
-    def __init__(self, lanes: Lanes, make: Callable[[], Any], state: Any) -> None:
-        self._lanes, self._uvicorn, self._state = lanes, make, state
+    def __init__(self, lanes: Lanes, take_over: TakeOver, connections: set[Any], first: bytes = b"") -> None:
+        """`connections`: all that there are. `first`: what has come already."""
+        self._lanes, self._take_over, self._connections = lanes, take_over, connections
         self._transport: Any = None
         self._lane: Any = None
-        self._general: Any = None
-        self._first = b""
+        self._first = first
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        self._state.connections.add(self)
+        self._connections.add(self)
+        if self._first:
+            asyncio.get_running_loop().call_soon(self._begin)
+
+    def _begin(self) -> None:
+        if self._first:  # more may have come, and been added to it
+            self.data_received(b"")
 
     def data_received(self, data: bytes) -> None:
         lane = self._lane
@@ -65,17 +75,14 @@ class Front(asyncio.Protocol):
         return b"" if whole or len(data) >= LONGEST or b"\n" in data else None
 
     def _hand_over(self, data: bytes) -> None:
-        self._state.connections.discard(self)
+        self._connections.discard(self)
         if self._lane is not None:
             self._lane.connection_lost(None)
             self._lane = None
-        general = self._uvicorn()
-        self._transport.set_protocol(general)
-        general.connection_made(self._transport)
-        general.data_received(data)
+        self._take_over(self._transport, data)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._state.connections.discard(self)
+        self._connections.discard(self)
         if self._lane is not None:
             self._lane.connection_lost(error)
 
@@ -102,10 +109,37 @@ def protocol(lanes: Lanes) -> Any:
     """What uvicorn is given as its HTTP protocol."""
     general = import_from_string(HTTP_PROTOCOLS["auto"])
 
-    def make(config: uvicorn.Config, server_state: Any, app_state: Any, _loop: Any = None) -> asyncio.Protocol:
-        def of_uvicorn() -> Any:
-            return general(config=config, server_state=server_state, app_state=app_state, _loop=_loop)
+    def make(
+        config: uvicorn.Config, server_state: Any, app_state: Any, _loop: Any = None, first: bytes = b""
+    ) -> asyncio.Protocol:
+        def by_uvicorn(transport: Any, data: bytes) -> None:
+            one = general(config=config, server_state=server_state, app_state=app_state, _loop=_loop)
+            transport.set_protocol(one)
+            one.connection_made(transport)
+            one.data_received(data)
 
-        return Front(lanes, of_uvicorn, server_state)
+        return Front(lanes, by_uvicorn, server_state.connections, first)
 
     return make
+
+
+class Leaving(asyncio.Protocol):
+    """A connection that another process goes on with, once what was written on it is out. `go` is called with a
+    descriptor of it, which it must close, and with what has come."""
+
+    def __init__(self, transport: Any, data: bytes, go: Callable[[int, bytes], None]) -> None:
+        self._transport, self._data, self._go = transport, data, go
+        transport.pause_reading()
+        transport.set_protocol(self)
+        if transport.get_write_buffer_size():
+            transport.set_write_buffer_limits(0)  # so that `resume_writing` tells when all is out
+        else:
+            self.resume_writing()
+
+    def data_received(self, data: bytes) -> None:
+        self._data += data
+
+    def resume_writing(self) -> None:
+        if not self._transport.is_closing():
+            self._go(os.dup(self._transport.get_extra_info("socket").fileno()), self._data)
+            self._transport.abort()  # it goes on in the copy

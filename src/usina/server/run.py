@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import gc
-import logging
-import os
 import signal
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
+from typing import Any
 
 import structlog
 import uvicorn
@@ -23,29 +21,27 @@ from usina.server.factory import Factory, open_factory
 from usina.server.founding import found_site
 from usina.server.front import protocol
 from usina.server.guards import placed
-from usina.server.settings import Settings
+from usina.server.process import GRACE, alone, check_port, listeners, prepare
+from usina.server.settings import Settings, check_workers
 from usina.server.traced import Traced
 from usina.server.web import make_app
+from usina.server.workers import Workers
 
 Announce = Callable[[Settings, dict[str, str] | None], None]
 """Called when the doors are open; with the first key, if the site was founded just now."""
 
-SWITCH = 0.0005  # seconds a thread may hold the interpreter while a database thread waits for it
-GRACE = 5  # seconds that open requests have to end
+START = 60.0  # seconds that gateway workers have to begin to serve
 
 
 def run(settings: Settings, announce: Announce) -> None:
     """Serve until SIGTERM or SIGINT. Raises `Unavailable` when the folder or the port is taken."""
+    check_workers(settings)
     Policies.of(settings.policies)  # one that is unknown is refused before anything is made
     discovery.check_runtimes(settings.runtimes)
     placed(settings)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    _log_plainly()
-    sys.setswitchinterval(SWITCH)
-    # Nearly everything here dies young, by reference count; frequent full collections would only walk what lives on.
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
-    with _alone(settings):
+    prepare()
+    with alone(settings.data_dir):
         uvloop.run(_serve(settings, announce))
 
 
@@ -68,22 +64,52 @@ async def _until_told(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    waiting: list[asyncio.Task[object]] = [asyncio.create_task(stop.wait())]
-    server: uvicorn.Server | None = None
-    if "api" in settings.roles:
-        server = _server(factory, settings)
-        waiting.append(asyncio.create_task(server.serve(), name="http"))
-        while not server.started and not waiting[-1].done():
-            await asyncio.sleep(0.01)
-        if not server.started:
-            raise Unavailable(f"port {settings.port} cannot be used")
-    ready()
-    done, _ = await asyncio.wait([*waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
-    if server is not None:
-        server.should_exit = True
-        await asyncio.gather(waiting[1], return_exceptions=True)
+    until: list[asyncio.Task[Any]] = [asyncio.create_task(stop.wait()), *tasks]
+    async with AsyncExitStack() as doors:
+        if "api" in settings.roles:
+            workers, open_doors = await doors.enter_async_context(_open_doors(factory, settings))
+            until += open_doors
+            if workers is not None:
+                await _all_ready(workers, until)
+        if not stop.is_set():
+            ready()
+        done, _ = await asyncio.wait(until, return_when=asyncio.FIRST_COMPLETED)
     for task in done:
         task.result()
+
+
+@asynccontextmanager
+async def _open_doors(
+    factory: Factory, settings: Settings
+) -> AsyncIterator[tuple[Workers | None, list[asyncio.Task[Any]]]]:
+    """HTTP, and what gateway workers there shall be; both are closed together, with a grace for what is under way."""
+    server, workers = _server(factory, settings)
+    check_port(settings)
+    sockets = listeners(settings) if workers is not None else None
+    serving = asyncio.create_task(server.serve(sockets), name="http")
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    if not server.started:
+        raise Unavailable(f"port {settings.port} cannot be used")
+    tasks = [serving]
+    if workers is not None:
+        tasks.append(asyncio.create_task(workers.run(), name="workers"))
+    try:
+        yield workers, tasks
+    finally:
+        server.should_exit = True
+        if workers is not None:
+            workers.stop()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _all_ready(workers: Workers, until: list[asyncio.Task[Any]]) -> None:
+    """Or something has ended before. Raises `Unavailable`."""
+    ready = asyncio.create_task(workers.all_ready.wait())
+    done, _ = await asyncio.wait([ready, *until], timeout=START, return_when=asyncio.FIRST_COMPLETED)
+    ready.cancel()
+    if not done:
+        raise Unavailable(f"the gateway workers did not begin to serve within {START:g} s")
 
 
 class _Server(uvicorn.Server):
@@ -93,14 +119,29 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    def take_on(self, client: socket.socket, data: bytes) -> None:
+        """Go on with a connection that another process has accepted."""
+        protocol_class: Any = self.config.http_protocol_class
+        make: Any = partial(
+            protocol_class, config=self.config, server_state=self.server_state,
+            app_state=self.lifespan.state, first=data,
+        )  # fmt: skip
+        client.setblocking(False)
+        task: Any = asyncio.create_task(asyncio.get_running_loop().connect_accepted_socket(make, client))
+        self.server_state.tasks.add(task)
+        task.add_done_callback(self.server_state.tasks.discard)
 
-def _server(factory: Factory, settings: Settings) -> _Server:
-    facades = discovery.facades().plugins.values()
-    app = make_app(factory.house, facades, settings.endpoint)
+
+def _server(factory: Factory, settings: Settings) -> tuple[_Server, Workers | None]:
+    facades = discovery.facades().plugins
+    lanes = {name: one for name, one in facades.items() if one.lane is not None}
+    server: _Server
+    workers = None
+    if factory.rates is not None:
+        workers = Workers(settings, factory.rates, list(lanes), factory.dial, lambda *given: server.take_on(*given))
+    app = make_app(factory.house, facades.values(), settings.endpoint, workers)
     if factory.traces is not None:
-        untraced = [one.mount for one in facades if one.lane is not None]  # they tell more of their requests themselves
-        app = Traced(app, factory.traces, untraced)
-    lanes = {one.mount.encode(): one.lane(factory.house) for one in facades if one.lane is not None}
+        app = Traced(app, factory.traces, [one.mount for one in lanes.values()])  # they tell more of theirs themselves
     config = uvicorn.Config(
         app,
         host=settings.bind,
@@ -113,41 +154,9 @@ def _server(factory: Factory, settings: Settings) -> _Server:
         timeout_graceful_shutdown=GRACE,
         ws_max_size=1 << 20,
         ws="websockets-sansio",
-        http=protocol(lanes),
+        http=protocol({one.mount.encode(): one.lane(factory.gateway) for one in lanes.values() if one.lane}),
     )
-    return _Server(config)
-
-
-@contextmanager
-def _alone(settings: Settings) -> Iterator[None]:
-    """One process per data folder: an embedded database and the hosts' state have one owner."""
-    fd = os.open(settings.data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise Unavailable(f"another factory runs on {settings.data_dir}") from None
-    try:
-        yield
-    finally:
-        os.close(fd)
-
-
-def _log_plainly() -> None:
-    """Structured lines on standard error; colours only for people."""
-    renderer = structlog.dev.ConsoleRenderer(
-        colors=sys.stderr.isatty(),
-        exception_formatter=structlog.dev.plain_traceback,  # never the values of local variables
-    )
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    server = _Server(config)
+    if workers is not None:
+        factory.refreshed = workers.look
+    return server, workers

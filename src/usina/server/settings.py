@@ -14,6 +14,7 @@ from usina.core.errors import Invalid
 from usina.core.units import GiB
 
 ROLES = frozenset({"api", "engine", "gateway"})
+MOST_WORKERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class Settings:
     database: str = ""  # empty: SQLite in the data folder
     master_key_file: Path | None = None  # shared by every control plane of one site
     roles: frozenset[str] = field(default=ROLES)
+    gateway_workers: int = 1  # processes that serve models on the port; the first is this one
     local_host: bool = True  # take this machine into service when the site is founded
     allow_private_urls: bool = False  # let images be fetched from private addresses
     upload_limit: int = 64 * GiB
@@ -45,6 +47,14 @@ class Settings:
     def endpoint(self) -> str:
         host = "127.0.0.1" if self.bind in ("0.0.0.0", "::") else self.bind  # noqa: S104
         return f"http://{host}:{self.port}"
+
+
+def check_workers(settings: Settings) -> None:
+    """Raises `Invalid`."""
+    if not 1 <= settings.gateway_workers <= MOST_WORKERS:
+        raise Invalid(f"gateway-workers: must be between 1 and {MOST_WORKERS}", field="gateway-workers")
+    if settings.gateway_workers > 1 and not {"api", "gateway"} <= settings.roles:
+        raise Invalid("gateway-workers: more than one needs the roles api and gateway", field="gateway-workers")
 
 
 def master_key(settings: Settings) -> bytes:

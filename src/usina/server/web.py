@@ -18,6 +18,7 @@ from usina.app.context import House
 from usina.core.errors import Unauthenticated
 from usina.core.tenancy import Scope
 from usina.ports.facade import FacadePlugin
+from usina.server.workers import Workers
 
 _FRONT = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Usina</title>
 <meta name="viewport" content="width=device-width,initial-scale=1">
@@ -33,8 +34,8 @@ usina ssh hello</pre>
 <small>version {version}</small></html>"""
 
 
-def make_app(house: House, facades: Iterable[FacadePlugin], endpoint: str) -> ASGIApp:
-    """All doors of one process on one port."""
+def make_app(house: House, facades: Iterable[FacadePlugin], endpoint: str, workers: Workers | None = None) -> ASGIApp:
+    """All doors of one process on one port; `workers`: those that share it."""
 
     async def front(request: Request) -> Response:
         return HTMLResponse(_FRONT.format(endpoint=escape(endpoint), version=escape(__version__)))
@@ -44,6 +45,8 @@ def make_app(house: House, facades: Iterable[FacadePlugin], endpoint: str) -> AS
             await house.store.ping()
         except Exception:
             return JSONResponse({"status": "database does not answer"}, 503)
+        if workers is not None and not workers.all_ready.is_set():
+            return JSONResponse({"status": "gateway workers are starting"}, 503)
         return JSONResponse({"status": "ok", "version": __version__})
 
     async def metrics(request: Request) -> Response:
@@ -55,7 +58,8 @@ def make_app(house: House, facades: Iterable[FacadePlugin], endpoint: str) -> AS
             return JSONResponse({"error": error.message}, 401, {"WWW-Authenticate": "Bearer"})
         if actor.role_in(Scope()) is None:
             return JSONResponse({"error": "not found"}, 404)
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+        found = generate_latest() if workers is None else await workers.figures()
+        return Response(found, media_type=CONTENT_TYPE_LATEST)
 
     own = Starlette(routes=[Route("/", front), Route("/healthz", health), Route("/metrics", metrics)])
     return _Doors({facade.mount: facade.app(house) for facade in facades}, own)

@@ -30,6 +30,9 @@ WITHIN = 0.05  # seconds: where so many come in that time, others are waited for
 GATHER = 0.003  # seconds
 
 Result = TypeVar("Result")
+# The driver of SQLite begins by itself only before the first change: too late for what is read before it, and not at
+# all for a change of the schema.
+_BEGIN = text("BEGIN IMMEDIATE")
 _LOCK = f"SELECT pg_advisory_xact_lock({0x7573696E61})"  # "usina"
 
 
@@ -95,7 +98,7 @@ class Database:
         self._came: deque[float] = deque(maxlen=MANY)  # when the last units were taken
         self._committer: asyncio.Task[None] | None = None
         self.pulse = asyncio.Event()
-        """Set, and replaced by a new one, with every commit of this process."""
+        """Set, and replaced by a new one, with every commit of this process, and when it is told of others."""
 
     async def start(self) -> None:
         self._committer = asyncio.create_task(self._commit_forever(), name="committer")
@@ -163,8 +166,12 @@ class Database:
             finally:
                 for _ in units:
                     self._queue.task_done()
-            beat, self.pulse = self.pulse, asyncio.Event()
-            beat.set()
+            self.beat()
+
+    def beat(self) -> None:
+        """Something was committed, here or elsewhere."""
+        beat, self.pulse = self.pulse, asyncio.Event()
+        beat.set()
 
     def _many_come(self, now: float) -> bool:
         return len(self._came) == MANY and now - self._came[0] < WITHIN
@@ -231,8 +238,7 @@ class Database:
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
         with self.engine.begin() as connection:
-            if not self.is_sqlite:
-                connection.execute(text(_LOCK))
+            connection.execute(_BEGIN if self.is_sqlite else text(_LOCK))
             yield connection
 
 

@@ -21,7 +21,7 @@ from usina.store.work import CHANGE, FREE, TAKE, Work, missing
 
 SILENT = 10.0  # seconds after which what a gateway has measured counts no more
 MINUTE = 60.0  # seconds between two notes that a key is used
-SMALLEST = 4096  # tokens of a lease, where there are so many
+SMALLEST = 4096  # tokens of a lease, where there are so many for each gateway
 
 _LOADS = msgspec.json.Decoder(dict[str, Load])
 _b = bindparam
@@ -186,6 +186,12 @@ class Llm:
 
         return await self._database.transact(lease)
 
+    async def dry(self, scopes: Sequence[str]) -> list[str]:
+        """Those of `scopes` of whose budget hardly anything is left to lease."""
+        gone = budgets.c.tokens - budgets.c.spent - budgets.c.leased < SMALLEST
+        query = select(budgets.c.scope).where(budgets.c.scope.in_(scopes), gone)
+        return [row.scope for row in await self._database.fetch(query)]
+
     async def give_back(self, gateway: str, slices: Sequence[tuple[str, Instant, int]]) -> None:
         """(scope, began_at, tokens) that are leased no more."""
 
@@ -234,7 +240,7 @@ def _leased(
     began_at, ends_at = period(budget.every, now)
     spent, leased = (budget.spent, budget.leased) if began_at == budget.began_at else (0, 0)
     left = max(0, budget.tokens - spent - leased)
-    tokens = min(left, max(wanted, left // (2 * gateways), SMALLEST))
+    tokens = min(left, max(wanted, left // (2 * gateways), min(SMALLEST, left // gateways)))
     values = {"began_at": began_at, "spent": spent, "leased": leased + tokens}
     connection.execute(update(budgets).where(budgets.c.scope == budget.scope).values(values))
     mine = (budget_leases.c.scope == budget.scope) & (budget_leases.c.gateway == gateway)

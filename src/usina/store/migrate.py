@@ -35,8 +35,6 @@ async def migrate(database: Database, revision: str = "head") -> None:
     """Upgrade the schema to `revision`. Two control planes that start together do it one after the other."""
 
     def upgrade(connection: Connection) -> None:
-        if database.is_sqlite:  # its driver begins no transaction for a change of the schema
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
         if revision == "head" and _present(connection) == newest():
             return
         from alembic import command

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from usina.core.endpoint import EndpointSpec, Load, Replica, ReplicaState, Variant
@@ -67,6 +66,10 @@ class MemoryLedger:
         tokens = min(left, max(least, left // 2))
         self.leased[budget.scope] = self.leased.get(budget.scope, 0) + tokens
         return Slice(budget.scope, began_at, ends_at, tokens)
+
+    async def dry(self, scopes: Sequence[str]) -> Sequence[str]:
+        used = {scope: self.spent(scope) + self.leased.get(scope, 0) for scope in scopes}
+        return [scope for scope in scopes if scope in self.budgets and used[scope] >= self.budgets[scope].tokens]
 
     async def give_back(self, slices: Sequence[Slice]) -> None:
         for one in slices:
@@ -263,8 +266,7 @@ async def running_gateway(
     gateway = LlmGateway(ledger, connect, secret_of, folder, **options)
     await gateway.start()
     gateway.refresh(site.directory())
-    house: Any = SimpleNamespace(gateway=gateway)
-    server = await asyncio.get_running_loop().create_server(lane(house), "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(lane(gateway), "127.0.0.1", 0)
     standing = asyncio.create_task(gateway.run())
     try:
         yield RunningGateway(gateway, site, ledger, server.sockets[0].getsockname()[1])

@@ -60,6 +60,7 @@ class FactoryProcess:
         hub_on_demand: bool = False,
         private_urls: bool = False,
         traces: str = "",
+        workers: int = 1,
     ) -> None:
         self.data_dir = data_dir
         self.port = port or free_port()
@@ -69,6 +70,7 @@ class FactoryProcess:
         self._more += ["--hub-token-file", str(hub_token_file)] if hub_token_file else []
         self._more += ["--allow-private-urls"] if hub or private_urls else []
         self._more += ["--traces", traces, "--traces-share", "1"] if traces else []
+        self.workers = workers
         self._process: subprocess.Popen[bytes] | Forked | None = None
         self._http = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60, trust_env=False)
         self.made: list[str] = []  # ids of everything ordered through `call`
@@ -104,6 +106,7 @@ class FactoryProcess:
         arguments = [str(self.data_dir), str(self.port)]
         arguments += ["--database", self._database] if self._database else []
         arguments += [] if self._local_host else ["--no-local-host"]
+        arguments += ["--gateway-workers", str(self.workers)] if self.workers > 1 else []
         arguments += self._more
         self.data_dir.parent.mkdir(parents=True, exist_ok=True)
         if self._nursery is not None:
@@ -312,6 +315,7 @@ def serve(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--hub-on-demand", action="store_true")
     parser.add_argument("--traces", default="")
     parser.add_argument("--traces-share", type=float, default=0.0)
+    parser.add_argument("--gateway-workers", type=int, default=1)
     given = vars(parser.parse_args(arguments))
     run(Settings(**given), lambda settings, admin: None)
 

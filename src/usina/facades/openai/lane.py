@@ -15,7 +15,6 @@ from typing import Any
 
 import httptools
 
-from usina.app.context import House
 from usina.ports.llm import Call, Gateway, Request
 
 MOUNT = b"/v1"
@@ -26,8 +25,8 @@ AHEAD = 16  # requests sent before the one under way is answered
 _STATUS = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 
 
-def lane(house: House) -> Callable[[], asyncio.Protocol]:
-    return lambda: Lane(house.gateway)
+def lane(gateway: Gateway) -> Callable[[], asyncio.Protocol]:
+    return lambda: Lane(gateway)
 
 
 class Lane(asyncio.Protocol):

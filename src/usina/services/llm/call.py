@@ -248,7 +248,7 @@ class OneCall:
         """This replica it is: take a place, and a connection."""
         self.seat = seat
         self.model = seat.replica.variant.model
-        seat.in_flight += 1
+        seat.take()
         self.live.in_flight += 1
         self.unread = seat.unread
         seat.owed += self.unread
@@ -573,7 +573,7 @@ class OneCall:
         self._was_read()
         seat, self.seat = self.seat, None
         if seat is not None:
-            seat.in_flight -= 1
+            seat.leave()
             self.live.in_flight -= 1
             if self.live.line:
                 self.gateway.freed(self.live)

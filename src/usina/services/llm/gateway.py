@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,18 +31,21 @@ from usina.services.llm.ask import VERBS, Verb
 from usina.services.llm.book import Book, Caller
 from usina.services.llm.call import OneCall
 from usina.services.llm.guarding import Guards
-from usina.services.llm.journal import Journal, Sums
+from usina.services.llm.journal import Journal, Sums, hand_in
 from usina.services.llm.live import Live, Seat
 from usina.services.llm.meters import IN_FLIGHT, WAITING, Meters
 from usina.services.llm.purse import Purses
 from usina.services.llm.rates import Rates
 from usina.services.llm.refusal import Refusal
+from usina.services.llm.shared import SharedRates, Table
 
 log = structlog.get_logger()
 
 TICK = 1.0  # seconds between looks at who waits too long, and between batches for the ledger
 FIRST_BYTE = 600.0  # seconds that a replica may take to begin an answer
 DIAL = 10.0
+IDLE = 3  # ticks after which a purse that nobody draws on is emptied, where there are other gateways
+ROOM = 0.02  # seconds between looks for room at replicas that other gateways of this machine use, too
 ALIVE = 5.0  # seconds after which the ledger hears of a gateway that has nothing to say
 
 
@@ -60,7 +63,11 @@ class LlmGateway:
         traces: Traces | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        alone: bool = True,
+        table: Table | None = None,
     ) -> None:
+        """`alone`: no other gateway leases of the same budgets, so that slices can be kept. `table`:
+        shared with the other gateways of this machine; what is counted there, they count together."""
         self.body_limit, self.clock, self.wall = body_limit, clock, wall
         self._ledger, self._dial, self._secret = ledger, dial, secret
         self._placed = guards
@@ -72,6 +79,8 @@ class LlmGateway:
         self.journal = Journal(folder)
         self.meters = Meters()
         self.purses = Purses(self._ask_ledger)
+        self._alone, self._table = alone, table
+        self._looking: set[str] = set()  # endpoints whose line looks for room that another gateway has made
         self._rates: dict[str, Rates] = {}
         self._calls: dict[int, OneCall] = {}
         self._short: list[OneCall] = []  # of calls that wait for a lease
@@ -143,10 +152,15 @@ class LlmGateway:
     def rates_of(self, key: Key) -> Rates:
         rates = self._rates.get(key.id)
         if rates is None:
-            rates = self._rates[key.id] = Rates(key.limits, self.clock())
+            rates = self._rates[key.id] = self._new_rates(key)
         elif rates.limits is not key.limits:
             rates.change(key.limits, self.clock())
         return rates
+
+    def _new_rates(self, key: Key) -> Rates:
+        if self._table is None:
+            return Rates(key.limits, self.clock())
+        return SharedRates(self._table, key.id, key.limits, self.clock())
 
     def over(self, call: OneCall) -> None:
         self._calls.pop(call.number, None)
@@ -188,6 +202,16 @@ class LlmGateway:
         if not live.in_flight:
             self._kick.set()
         self.freed(live)  # if there is room, it does not wait long
+        if self._table is not None and live.offered.id not in self._looking:
+            self._looking.add(live.offered.id)
+            self.later(ROOM, lambda: self._look_for_room(live))
+
+    def _look_for_room(self, live: Live) -> None:
+        if live.line:
+            self.freed(live)
+            self.later(ROOM, lambda: self._look_for_room(live))
+        else:
+            self._looking.discard(live.offered.id)
 
     def freed(self, live: Live) -> None:
         """A replica has room for one more."""
@@ -238,7 +262,7 @@ class LlmGateway:
         try:
             if back:
                 await self._ledger.give_back(back)
-            slices = {got.scope: got for got in await self._ledger.lease(wanted)}
+            slices = {got.scope: got for got in await self._ledger.lease(wanted)} if wanted else {}
         except Exception:
             log.exception("budgets could not be leased")
             slices = {}
@@ -251,6 +275,32 @@ class LlmGateway:
                 self._short.append(call)
             else:
                 call.reserve_again()
+        if not self._alone:  # two that each hold on to too little would both refuse
+            await self._give_back([scope for scope in wanted if scope in purses and purses[scope].spent_out])
+
+    async def _even_out(self) -> None:
+        """Give back what nobody has reserved of purses that stand idle, and of budgets of which the ledger has nothing
+        left: another gateway may need it. It is leased again when it is wanted."""
+        idle, purses = self.purses.idle(IDLE), self.purses.purses
+        held = [scope for scope, purse in purses.items() if purse.free > 0 and not purse.asked]
+        if not held:
+            return
+        try:
+            dry = await self._ledger.dry(held)
+        except Exception:
+            log.exception("the ledger could not be asked what is left")
+            return
+        await self._give_back({*idle, *dry})
+
+    async def _give_back(self, scopes: Iterable[str]) -> None:
+        """What nobody has reserved of their purses."""
+        found = [self.purses.take_out(scope) for scope in scopes if scope in self.purses.purses]
+        back = [slice for slice in found if slice is not None]
+        if back:
+            try:
+                await self._ledger.give_back(back)
+            except Exception:  # whether the ledger took them is not known, so that they are not kept either
+                log.exception("slices could not be given back")
 
     # --- what is known
 
@@ -265,7 +315,7 @@ class LlmGateway:
         for id, offered in directory.endpoints.items():
             live = self.lives.get(id)
             if live is None:
-                self.lives[id] = Live(offered, self.clock)
+                self.lives[id] = Live(offered, self.clock, self._table)
             else:
                 live.update(offered)
                 self.freed(live)
@@ -280,10 +330,13 @@ class LlmGateway:
         self._budgets = budgets
         fresh = {purse.scope for purse in self.purses.keep(budgets)}
         back = [slice for scope in changed if (slice := self.purses.take_out(scope)) is not None]
-        wanted = dict.fromkeys(fresh | changed, 1)
+        # Where there are others, nothing is taken before it is wanted: of a small budget the first would have it all.
+        wanted = dict.fromkeys(fresh | changed, 1) if self._alone else {}
+        for scope in changed:
+            self.purses.purses[scope].again_at = 0.0
         for scope in wanted:
             self.purses.purses[scope].asked = 1
-        if wanted:
+        if wanted or back:
             self._start(self._lease(wanted, back))
 
     def _close(self, live: Live) -> None:
@@ -295,14 +348,7 @@ class LlmGateway:
 
     async def start(self) -> None:
         """Hand the ledger what an earlier life has left; then it can be asked."""
-        written = await self._ledger.begin()
-        left = self.journal.left(written)
-        if left.sums:
-            await self._ledger.write(left.last, left.sums.usage(), left.sums.spent(), {})
-            log.info("the journal of an earlier run is in the ledger", open_reservations=left.open)
-        await self._ledger.give_back_all()
-        self.journal.forget(left.last)
-        self.journal.start(left.last + 1)
+        self.journal.start(await hand_in(self.journal, self._ledger) + 1)
 
     async def run(self) -> None:
         """Until cancelled: end what waits too long, keep pools young, and hand over what was used."""
@@ -312,6 +358,8 @@ class LlmGateway:
                     await self._kick.wait()
             except TimeoutError:
                 self._sweep()
+                if not self._alone:
+                    await self._even_out()
             self._kick.clear()
             await self._report()
             if self.prompts is not None:

@@ -22,7 +22,7 @@ import msgspec
 import structlog
 
 from usina.core.llm import Usage
-from usina.ports.llm import Spend
+from usina.ports.llm import Ledger, Spend
 from usina.services.llm.purse import Hold
 
 log = structlog.get_logger()
@@ -195,6 +195,18 @@ class Journal:
 
     def _path(self, number: int) -> Path:
         return self._folder / f"segment-{number:012d}"
+
+
+async def hand_in(journal: Journal, ledger: Ledger) -> int:
+    """Hand the ledger what an earlier life of a gateway has left in its journal, and give back what it had leased. The
+    last segment that there was."""
+    left = journal.left(await ledger.begin())
+    if left.sums:
+        await ledger.write(left.last, left.sums.usage(), left.sums.spent(), {})
+        log.info("the journal of an earlier run is in the ledger", open_reservations=left.open)
+    await ledger.give_back_all()
+    journal.forget(left.last)
+    return left.last
 
 
 def _framed(record: bytes) -> bytes:

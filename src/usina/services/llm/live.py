@@ -10,6 +10,7 @@ from usina.core.endpoint import Load, Replica, ReplicaState
 from usina.ports.llm import Offered
 from usina.services.llm.line import Line
 from usina.services.llm.route import Memory, choose
+from usina.services.llm.shared import SharedCount, Table
 from usina.services.llm.upstream import Pool
 
 if TYPE_CHECKING:
@@ -26,16 +27,41 @@ WINDOW = 10.0  # seconds over which tokens are averaged
 class Seat:
     """A replica, and how it does."""
 
-    __slots__ = ("ejected_until", "ejections", "failures", "id", "in_flight", "owed", "pool", "replica", "unread")
+    __slots__ = (
+        "ejected_until",
+        "ejections",
+        "failures",
+        "id",
+        "in_flight",
+        "owed",
+        "pool",
+        "replica",
+        "shared",
+        "unread",
+    )
 
-    def __init__(self, replica: Replica, pool: Pool) -> None:
+    def __init__(self, replica: Replica, pool: Pool, shared: SharedCount | None = None) -> None:
         self.id, self.replica, self.pool = replica.id, replica, pool
+        self.shared = shared  # where other gateways of this machine send requests, too
         self.in_flight = 0
         self.owed = 0  # blocks of prompts that it has yet to read, as far as is known
         self.unread = 0  # of them, those of the request that it was last chosen for
         self.failures = 0
         self.ejections = 0
         self.ejected_until = 0.0
+
+    def take(self) -> None:
+        self.in_flight += 1
+        if self.shared is not None:
+            self.shared.tell(self.in_flight)
+
+    def leave(self) -> None:
+        self.in_flight -= 1
+        if self.shared is not None:
+            self.shared.tell(self.in_flight)
+
+    def has_room(self, slots: int) -> bool:
+        return self.in_flight < slots and (self.shared is None or self.in_flight + self.shared.others() < slots)
 
     def went_well(self) -> None:
         self.failures = self.ejections = 0
@@ -49,8 +75,8 @@ class Seat:
 
 
 class Live:
-    def __init__(self, offered: Offered, clock: Callable[[], float]) -> None:
-        self.offered = offered
+    def __init__(self, offered: Offered, clock: Callable[[], float], table: Table | None = None) -> None:
+        self.offered, self._table = offered, table
         self._clock = clock
         self.seats: dict[str, Seat] = {}
         self.line: Line[OneCall] = Line()
@@ -76,7 +102,8 @@ class Live:
                 seat.replica = replica
         for id, replica in wanted.items():
             if id not in self.seats:
-                self.seats[id] = Seat(replica, Pool(self._clock))
+                shared = SharedCount(self._table, id, self._clock) if self._table is not None else None
+                self.seats[id] = Seat(replica, Pool(self._clock), shared)
 
     def close(self) -> None:
         """It is gone: what is under way is cut, and finds no other replica."""
@@ -106,9 +133,9 @@ class Live:
             seat
             for seat in self.seats.values()
             if seat.replica.state is ReplicaState.READY
-            and seat.in_flight < slots
             and seat.ejected_until <= now
             and seat.id not in tried
+            and seat.has_room(slots)
         ]
 
     def _of_variant(self, able: list[Seat]) -> list[Seat]:

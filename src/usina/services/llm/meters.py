@@ -39,6 +39,7 @@ ADDED = Histogram(
 IN_FLIGHT = Gauge("usina_gateway_in_flight", "Requests that replicas work on.", ("endpoint",))
 WAITING = Gauge("usina_gateway_waiting", "Requests in line.", ("endpoint",))
 REFUSED = Counter("usina_gateway_refused_total", "Requests that were let in nowhere.", ("status",))
+ALL = (DURATION, FIRST, EACH, TOKENS, ADDED, IN_FLIGHT, WAITING, REFUSED)
 
 
 @lru_cache(maxsize=4096)

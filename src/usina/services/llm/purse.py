@@ -29,6 +29,8 @@ class Purse:
     spent_out: bool = False  # the ledger had less than was wanted
     again_at: float = 0.0  # until then it is not asked again
     asked: int = 0  # the ledger is being asked for at least so many
+    seen: int = 0  # what was held when it was last looked at
+    still: int = 0  # looks since anything was reserved or spent
 
     @property
     def free(self) -> int:
@@ -99,6 +101,18 @@ class Purses:
         slice = Slice(scope, purse.began_at, purse.ends_at, purse.free)
         purse.held -= purse.free
         return slice
+
+    def idle(self, looks: int) -> list[str]:
+        """One look at all of them; the scopes of those that have something free and stood still for so many."""
+        found = []
+        for purse in self.purses.values():
+            if purse.reserved or purse.asked or purse.held != purse.seen:
+                purse.seen, purse.still = purse.held, 0
+            else:
+                purse.still += 1
+                if purse.free > 0 and purse.still >= looks:
+                    found.append(purse.scope)
+        return found
 
     def reserve(self, purses: Sequence[Purse], tokens: int, now: float) -> Hold | None:
         """`tokens` in all of them, or None and in none: then what is missing is asked for."""

@@ -36,12 +36,12 @@ class Connection(asyncio.Protocol):
     """One connection to a replica."""
 
     __slots__ = (
+        "_body",
         "_done",
         "_headers",
         "_keep",
         "_parser",
         "_paused",
-        "_pieces",
         "_receiver",
         "_to_the_end",
         "idle_since",
@@ -60,7 +60,7 @@ class Connection(asyncio.Protocol):
         self._receiver: Receiver | None = None
         self._parser: Any = None
         self._headers: list[tuple[bytes, bytes]] = []
-        self._pieces: list[bytes] = []  # of the body, out of one read
+        self._body: list[bytes] = []  # what one reading has brought of it
         self._keep = False
         self._paused = False
         self._done = False
@@ -72,7 +72,7 @@ class Connection(asyncio.Protocol):
         self.used += 1
         self._receiver = receiver
         self._parser = httptools.HttpResponseParser(self)
-        self._headers, self._pieces, self._done, self._to_the_end = [], [], False, False
+        self._headers, self._body, self._done, self._to_the_end = [], [], False, False
         self.transport.write(request)
 
     def pause(self) -> None:
@@ -104,18 +104,22 @@ class Connection(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
-        except Exception as error:  # what a receiver throws is wrapped by the parser
+            body = self._taken()
+            if body and not self._done and self._receiver is not None:
+                self._receiver.got(body)
+        except Exception as error:  # the parser's, or the receiver's
             receiver, self._receiver = self._receiver, None
             self.transport.abort()
             if receiver is not None:
                 receiver.lost(f"the replica's answer is not HTTP: {type(error).__name__}")
             return
-        body = b"".join(self._pieces)
-        self._pieces.clear()
         if self._done:
             self._finish(body)
-        elif body and self._receiver is not None:
-            self._receiver.got(body)
+
+    def _taken(self) -> bytes:
+        """Chunks that came together go on together: while the gateway is busy, replicas make more than one."""
+        parts, self._body = self._body, []
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def eof_received(self) -> bool:
         return False
@@ -163,7 +167,7 @@ class Connection(asyncio.Protocol):
             self._receiver.answered(status, self._headers)
 
     def on_body(self, data: bytes) -> None:
-        self._pieces.append(data)
+        self._body.append(data)
 
     def on_message_complete(self) -> None:
         if self._parser.get_status_code() < 200:
