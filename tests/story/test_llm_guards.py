@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,36 @@ async def test_anthropics_client_is_refused_in_its_own_words(tmp_path: Path) -> 
                     model="chat", max_tokens=5, system="falcon", messages=[{"role": "user", "content": "hi"}]
                 )
     assert caught.value.body["error"]["type"] == "invalid_request_error"
+
+
+async def test_in_every_dialect_it_is_the_same(tmp_path: Path) -> None:
+    """Messages, here made of chats; completions; and embeddings, whose texts only go in."""
+    import anthropic
+
+    bird = Parrot(
+        words=(
+            "pay with 4111 1111",
+            " 1111 1111 now",
+        )
+    )
+    hi: Any = [{"role": "user", "content": "mail ann@example.org"}]
+    async with guarded(tmp_path, bird, "pii") as (running, client):
+        endpoint = running.site.endpoints["ept-chat"]
+        running.site.endpoints["ept-chat"] = replace(endpoint, messages=False)
+        running.publish()
+        base = running.url.removesuffix("/v1")
+        async with anthropic.AsyncAnthropic(base_url=base, api_key=client.api_key, max_retries=0) as claude:
+            message = await claude.messages.create(model="chat", max_tokens=5, messages=hi)
+            assert message.content[0].text == "pay with [card] now"
+            async with claude.messages.stream(model="chat", max_tokens=5, messages=hi) as stream:
+                assert await stream.get_final_text() == "pay with [card] now"
+                assert (await stream.get_final_message()).usage.output_tokens == 2
+        await client.completions.create(model="chat", prompt="mail ann@example.org")
+        await client.embeddings.with_raw_response.create(model="chat", input=["ann@example.org", "x"])
+    told = [
+        asked.get("messages", [{}])[0].get("content") or asked.get("prompt") or asked["input"] for asked in bird.asked
+    ]
+    assert told == ["mail [email]", "mail [email]", "mail [email]", ["[email]", "x"]]
 
 
 async def test_guards_that_are_everywhere_need_not_be_asked_for_and_fallback_is_no_way_around(tmp_path: Path) -> None:

@@ -154,6 +154,27 @@ def test_other_parts_of_a_stream_keep_their_form() -> None:
     assert events[2] + b"\n\n" == usage
 
 
+def test_streams_of_messages_read_the_same() -> None:
+    """As runtimes send them that speak Anthropic's messages themselves."""
+
+    def event(kind: str, **more: object) -> bytes:
+        return f"event: {kind}\ndata: {json.dumps({'type': kind, **more})}\n\n".encode()
+
+    def delta(text: str) -> bytes:
+        return event("content_block_delta", index=0, delta={"type": "text_delta", "text": text})
+
+    begin = event("message_start", message={"usage": {"input_tokens": 1}})
+    begin += event("content_block_start", index=0, content_block={"type": "text", "text": ""})
+    end = event("content_block_stop", index=0) + event("message_delta", delta={"stop_reason": "end_turn"})
+    end += event("message_stop")
+    watch = StreamWatch(guards(GUARD))
+    stream = begin + delta("pay 4111 1111") + delta(" 1111 1111 n") + delta("ow") + end
+    out = b"".join(now(watch.feed(stream[n : n + 7])) for n in range(0, len(stream), 7)) + now(watch.end())
+    assert out.startswith(begin) and out.endswith(end)
+    told = [json.loads(line[6:]) for line in out.splitlines() if line.startswith(b"data: ")]
+    assert "".join(one["delta"].get("text", "") for one in told if "delta" in one) == "pay [card] now"
+
+
 def test_a_denied_word_within_the_window_never_goes_out() -> None:
     guard = patterns(deny=["words"], words=["Falcon"])
     watch = StreamWatch(guards(guard))
@@ -169,9 +190,14 @@ def test_a_denied_word_within_the_window_never_goes_out() -> None:
         st.none() | st.integers(-9, 9) | st.text("xyz "), lambda x: st.lists(x) | st.dictionaries(st.text("ab"), x)
     )
 )
-def test_what_is_allowed_stays_as_it_was_byte_by_byte(value: object) -> None:
-    body = b"  " + json.dumps({"model": "m", "messages": value, "n": 1.50}).encode()
-    assert now(guards(GUARD).request(body)) is body
+def test_what_is_allowed_says_what_it_said(value: object) -> None:
+    body = {"model": "m", "messages": value, "n": 1.50}
+    assert json.loads(now(guards(GUARD).request(json.dumps(body).encode()))) == body
+
+
+def test_of_a_name_that_is_there_twice_replicas_get_what_guards_have_seen() -> None:
+    told = now(guards(GUARD).request(b'{"model":"m","prompt":"a@b.org","prompt":"hello"}'))
+    assert b"a@b.org" not in told
 
 
 def test_texts_are_found_wherever_they_stand() -> None:
@@ -231,7 +257,7 @@ async def test_who_does_not_answer_in_time_is_passed_over_only_if_told_so(opened
     slow = Guards([Placed("slow", _Slow(), timeout=0.01)], [], opened=opened)  # type: ignore[arg-type]
     body = b'{"messages":"hi"}'
     if opened:
-        assert await slow.request(body) is body
+        assert await slow.request(body) == body
     else:
         with pytest.raises(Refusal) as caught:
             await slow.request(body)

@@ -15,6 +15,7 @@ from usina.services.llm.stream import Events, Used
 NOTHING = msgspec.Raw(b"")
 PER_MESSAGE = 16  # tokens that a chat template may add to each message
 TEMPLATE = 256  # and once: a system prompt of its own, the beginning of the answer
+LONGEST_TOKEN = 64  # bytes
 UNKNOWN = 1_000_000  # tokens of a context that nobody stated
 _SPLICE = b'"stream_options":{"include_usage":true},'
 
@@ -99,6 +100,15 @@ class Ask:
             raise invalid("this model's runtime cannot count tokens", "model")
         if self.verb is Verb.MESSAGES and self.turned is None:
             self.body, self.turned = messages.as_chat(self.body)
+
+    def check_context(self, context: int) -> None:
+        """What surely does not fit is refused; what just might, the replica judges. Raises `Refusal`."""
+        if context and self.limit is not None and self.limit > context:
+            told = f"This model's context is {context} tokens; you asked for {self.limit} in the answer alone."
+            raise invalid(told, "max_tokens", "context_length_exceeded")
+        if context and len(self.text) > context * LONGEST_TOKEN:
+            told = f"This model's context is {context} tokens; the prompt is far longer."
+            raise invalid(told, "messages", "context_length_exceeded")
 
     def most(self, context: int) -> int:
         """Tokens that this cannot pass: no tokenizer makes more tokens than bytes, and no replica more than its

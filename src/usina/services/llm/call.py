@@ -103,7 +103,7 @@ class OneCall:
             self.trail = Trail(span, self) if span is not None else None
         if not self.live.offered.messages:
             ask.as_chat()
-        self._check_context()
+        ask.check_context(self.live.offered.spec.context)
         project, self.tenant = gateway.book.payer(caller, self.live.offered)
         if gateway.prompts is not None and gateway.book.keeps(project):
             self.sink = self._record = Record(self.sink, project, self)
@@ -130,31 +130,15 @@ class OneCall:
             body = await guards.request(self.request.body)
             if self._over:
                 return
-            if body is not self.request.body:
-                self.ask = read(self.ask.verb, body)
-                if not self.live.offered.messages:
-                    self.ask.as_chat()
+            self.ask = read(self.ask.verb, body)
+            if not self.live.offered.messages:
+                self.ask.as_chat()
             self._reserve(self.gateway.wall())
         except Refusal as refusal:
             self.refuse(refusal)
         except Exception:
             log.exception("a request could not be guarded", request=self.request_id.decode())
             self.refuse(refusals.fault())
-
-    def _check_context(self) -> None:
-        """What surely does not fit; what just might, the replica judges."""
-        context = self.live.offered.spec.context
-        if context and self.ask.limit is not None and self.ask.limit > context:
-            raise refusals.invalid(
-                f"This model's context is {context} tokens; you asked for {self.ask.limit} in the answer alone.",
-                "max_tokens",
-                "context_length_exceeded",
-            )
-        if context and len(self.ask.text) > context * 64:
-            raise refusals.invalid(
-                f"This model's context is {context} tokens; the prompt is far longer.", "messages",
-                "context_length_exceeded",
-            )  # fmt: skip
 
     def _reserve(self, wall: float) -> None:
         if not self.purses:
@@ -168,7 +152,7 @@ class OneCall:
         hold = hold or self._reserve_less(wall)
         if hold is None:
             purse = min(self.purses, key=lambda one: one.free)
-            self.refuse(self._no_budget(purse, wall))
+            self.refuse(refusals.over_budget(purse.scope, purse.free, most, purse.ends_at - wall))
             return
         self._hold = hold
         self.gateway.journal.hold(self, hold)
@@ -192,15 +176,6 @@ class OneCall:
         if hold is not None:
             ask.body = with_limit(ask, left - prompt)
         return hold
-
-    def _no_budget(self, purse: Purse, wall: float) -> Refusal:
-        whose = {"key": "key", "prj": "project", "tnt": "tenant"}[purse.scope[:3]]
-        wait = purse.ends_at - wall if purse.ends_at < float("inf") else None
-        return refusals.no_budget(
-            f"the {whose}'s budget has {max(0, purse.free)} tokens left, and this may need "
-            f"{self.ask.most(self.live.offered.spec.context)}; ask for fewer with max_tokens",
-            wait,
-        )
 
     # --- a seat
 

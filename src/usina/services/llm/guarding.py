@@ -105,7 +105,8 @@ class Guards:
         return found
 
     async def request(self, body: bytes) -> bytes:
-        """The body as it may be sent: the same where nothing is changed. Raises `Refusal`."""
+        """The body as it may be sent; written anew, so that the replica reads in it what guards have read, and nothing
+        else (of a name that is there twice, say). Raises `Refusal`."""
         if self.missing and not self._opened:
             raise Gone(self.missing[0]).refusal(Side.REQUEST)
         try:
@@ -135,11 +136,12 @@ class Guards:
                 GUARDED.labels(one.name, "changed").inc()
             else:
                 GUARDED.labels(one.name, "allowed").inc()
-        if not touched:
+        if not touched and side is Side.ANSWER:
             return body
         for (where, key), text in zip(slots, texts, strict=True):
             where[key] = text
-        _drop_logprobs(told)
+        if side is Side.ANSWER:
+            _drop_logprobs(told)
         return _encode(told)
 
 

@@ -74,8 +74,14 @@ def too_many(message: str, retry_after: float, kind: str = "requests") -> Refusa
     return Refusal(429, message, kind=kind, code="rate_limit_exceeded", retry_after=retry_after)
 
 
-def no_budget(message: str, retry_after: float | None) -> Refusal:
-    return Refusal(429, message, kind="insufficient_quota", code="insufficient_quota", retry_after=retry_after)
+def over_budget(scope: str, free: int, most: int, ends_in: float) -> Refusal:
+    """`free`: tokens left in the budget of `scope`; `most`: that this may need; `ends_in`: seconds until it begins
+    anew."""
+    whose = {"key": "key", "prj": "project", "tnt": "tenant"}[scope[:3]]
+    told = f"the {whose}'s budget has {max(0, free)} tokens left, and this may need {most}"
+    wait = ends_in if ends_in < float("inf") else None
+    kind = "insufficient_quota"
+    return Refusal(429, f"{told}; ask for fewer with max_tokens", kind=kind, code=kind, retry_after=wait)
 
 
 def unavailable(message: str, retry_after: float) -> Refusal:
