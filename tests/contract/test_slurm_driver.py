@@ -395,7 +395,8 @@ class TestMemory:
         return "rest"
 
     async def test_accounting_tells_what_was_used(self, stack: SlurmDriver, make: Make) -> None:
-        async with begun(stack, make("i=0; while [ $i -lt 700000 ]; do i=$((i+1)); done")) as run:
+        # It works, and lives long enough to be looked at: once a second.
+        async with begun(stack, make("i=0; while [ $i -lt 700000 ]; do i=$((i+1)); done; sleep 3")) as run:
             end = await ended(stack, run.handle)
             assert end.usage and end.usage.cpu > 0.1 and end.usage.peak > 100_000, end
 

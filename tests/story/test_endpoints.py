@@ -103,7 +103,7 @@ async def test_replicas_leave_a_host_that_is_drained_once_there_are_others(facto
     other = await ask(factory, "POST", "/hosts", body, 201)
     await ask(factory, "POST", "/hosts/h1/drain")
     after = await until(factory, endpoint, lambda e: states(e) == ["ready"] and e["status"]["replicas"][0] != old)
-    [task] = await parts(factory, endpoint)
+    [task] = await eventually(lambda: parts(factory, endpoint), lambda found: len(found) == 1)
     assert task["host"] == other["id"]
     assert after["status"]["failures"] == 0
     story = [e["kind"] for e in (await ask(factory, "GET", f"/stories/{endpoint['id']}"))["items"]]

@@ -373,7 +373,7 @@ class TaskDriverContract:
     # --- its log
 
     async def test_a_log_is_read_while_it_grows_and_from_any_position(self, stack: TaskDriver, make: Make) -> None:
-        async with begun(stack, make("echo first; sleep 2; echo second; sleep 60")) as run:
+        async with begun(stack, make("echo first; sleep 6; echo second; sleep 60")) as run:
             await until_said(stack, run.handle, "first")
             piece = await stack.log(run.handle, 0, 65536)
             await until_said(stack, run.handle, "second")
