@@ -202,7 +202,8 @@ def test_only_what_groups_allow_passes(usina: Run, factory: FactoryProcess, pair
     assert usina("task", "exec", "server", "--", "python3", "-c", "import socket; socket.create_connection(('', 8000))")
 
     # It takes another's address, with and without the MAC that belongs to it, and says so to everybody.
-    false = f"{there.rpartition('.')[0]}.{next(n for n in range(2, 250) if f'.{n}' not in (there[-4:], here[-4:]))}"
+    taken = {int(address.rpartition(".")[2]) for address in (there, here)}
+    false = f"{there.rpartition('.')[0]}.{next(n for n in range(2, 250) if n not in taken)}"
     enter = within(client)
     subprocess.run([*enter, "ip", "addr", "add", f"{false}/24", "dev", "eth0"], check=True)
     assert reaches(client, there, 29500, false) == "", "it was heard under an address that is not its own"
