@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from usina.testing.factory import Running
-from usina.testing.process import FactoryProcess, factory_process
+from usina.testing.process import FactoryProcess, Refused, factory_process
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,13 @@ def test_metrics_are_for_who_has_a_role_on_the_site(process: FactoryProcess) -> 
 
     narrow = process.call("POST", "/keys", {"name": "narrow", "project": "main"})["token"]
     assert [status(token) for token in (process.token, "", "usk-x-y", narrow)] == [200, 401, 401, 404]
+
+
+@pytest.mark.parametrize("every", ["59", "1e308", "inf", "nan", "-60", "40000000"])
+def test_steps_of_time_that_make_no_sense_are_refused(process: FactoryProcess, every: str) -> None:
+    with pytest.raises(Refused) as refused:
+        process.call("GET", "/usage", every=every)
+    assert refused.value.status == 422
 
 
 async def test_through_asgi_it_is_the_same(factory: Running) -> None:

@@ -184,6 +184,6 @@ def _bucket(first: Instant, last: Instant, by: Sequence[str], every: float) -> i
             raise Invalid(f"by[{number}]: must be one of {', '.join(MEASURED_BY)}", field=f"by[{number}]")
     if not 0 <= last - first <= LONGEST:
         raise Invalid("until: must be after since, and at most 366 days later", field="until")
-    if every and (every < 60 or (last - first) / every > BUCKETS):
-        raise Invalid(f"every: at least a minute, and at most {BUCKETS} steps", field="every")
+    if every and (not 60 <= every <= LONGEST or (last - first) / every > BUCKETS):
+        raise Invalid(f"every: from a minute to a year, and at most {BUCKETS} steps", field="every")
     return int(every // 60)

@@ -84,7 +84,7 @@ async def usage(
     since: Time = None,
     until: Time = None,
     by: Annotated[list[str], Query(max_length=6)] = ["endpoint"],  # noqa: B006 - FastAPI copies it
-    every: Annotated[float, Query(ge=0, description="Seconds of one step of time; 0: all in one.")] = 0,
+    every: Annotated[float, Query(ge=0, le=llm.LONGEST, description="Seconds of one step of time; 0: all in one.")] = 0,
     project: ProjectQuery = None,
 ) -> Response:
     """The last day unless told otherwise, to the minute. Of the projects that you see; admins see their tenants."""
