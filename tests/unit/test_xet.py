@@ -130,6 +130,15 @@ async def test_files_are_made_of_chunks_however_they_are_packed(tmp_path: Path) 
         await content(folder, file_of(b"", Term(ONE, 3, 5, 4)), tmp_path)
 
 
+@pytest.mark.parametrize("size", [0, 3, 5, 1 << 31])
+async def test_a_term_has_the_size_it_says(tmp_path: Path, size: int) -> None:
+    """What a file may have is counted by what terms say; and places are remembered by it."""
+    folder = XorbFolder(tmp_path / "xet")
+    await folder.receive(MEMBER, ONE, of(chunk(b"four")))
+    with pytest.raises(Invalid, match="another size"):
+        await content(folder, file_of(b"four", Term(ONE, 0, 1, size)), tmp_path)
+
+
 async def test_what_became_a_file_need_not_be_sent_again(tmp_path: Path) -> None:
     folder = XorbFolder(tmp_path / "xet")
     pieces = [os.urandom(10 + n) for n in range(8)]

@@ -67,9 +67,14 @@ class XorbFolder:
     async def content(self, member: str, file: XetFile, blob: Callable[[str], Path]) -> AsyncIterator[bytes]:
         """The bytes of a file that a shard tells of. `blob`: where the content of a digest lies. Raises `Invalid`."""
         for term in file.terms:
-            pieces = self._term(member, term, blob)
+            pieces, left = self._term(member, term, blob), term.size
             while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+                left -= len(piece)
+                if left < 0:
+                    break
                 yield piece
+            if left:
+                raise Invalid("shard: a term has another size than it says", field="shard")
 
     def _term(self, member: str, term: Term, blob: Callable[[str], Path]) -> Iterator[bytes]:
         place = self._place(member, term.xorb)
