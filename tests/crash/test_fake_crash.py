@@ -26,12 +26,6 @@ Json = dict[str, Any]
 MiB = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
-        yield nursery
-
-
 @pytest.fixture
 def factory(tmp_path: Path, nursery: Nursery) -> Iterator[FactoryProcess]:
     with FactoryProcess(tmp_path / "data", local_host=False, nursery=nursery).start() as process:

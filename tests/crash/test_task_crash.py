@@ -5,46 +5,17 @@ After a restart each task has run exactly once, holds nothing, and nothing of it
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import httpx2
-import msgspec
 import pytest
+from pretended_stack import attempt, left, starts
 
-from usina.core.task import task_of
-from usina.testing.nursery import Nursery
-from usina.testing.process import FactoryProcess, Refused
+from usina.testing.process import FactoryProcess
 from usina.testing.waiting import until
 
 pytestmark = pytest.mark.slow
 
 Json = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
-        yield nursery
-
-
-@pytest.fixture
-def factory(tmp_path: Path, nursery: Nursery) -> Iterator[FactoryProcess]:
-    with FactoryProcess(tmp_path / "data", local_host=False, nursery=nursery).start() as process:
-        process.call("POST", "/hosts", {"name": "h1", "driver": "fake"})
-        yield process
-
-
-def attempt(factory: FactoryProcess, method: str, path: str, body: Json | None = None) -> None:
-    """Ask, whatever becomes of the answer: the process may die before it gives one."""
-    try:
-        factory.call(method, path, body, key="once" if method == "POST" else "")
-    except httpx2.TransportError:
-        return
-    except Refused as refused:
-        assert refused.status in (404, 409), refused
 
 
 def crash(factory: FactoryProcess, fault: str, body: Json) -> None:
@@ -55,23 +26,6 @@ def crash(factory: FactoryProcess, fault: str, body: Json) -> None:
     factory.died()
     factory.start()
     attempt(factory, "POST", "/tasks", body)
-
-
-def lines(factory: FactoryProcess) -> list[Json]:
-    [journal] = factory.data_dir.glob("hosts/*/fake/runs.jsonl")
-    return [msgspec.json.decode(line) for line in journal.read_bytes().splitlines()]
-
-
-def starts(factory: FactoryProcess) -> Counter[str]:
-    """How often each task was begun on the stack."""
-    return Counter(task_of(line["handle"]) for line in lines(factory) if not line.get("gone"))
-
-
-def left(factory: FactoryProcess) -> set[str]:
-    standing: set[str] = set()
-    for line in lines(factory):
-        (standing.discard if line.get("gone") else standing.add)(line["handle"])
-    return standing
 
 
 def nothing_held(factory: FactoryProcess) -> None:

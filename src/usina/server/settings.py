@@ -35,7 +35,6 @@ class Settings:
     traces: str = ""  # collector of OpenTelemetry, by OTLP over HTTP: "http://host:4318"
     traces_share: float = 0.05  # of the traces that begin here
     policies: tuple[str, ...] = ()  # of placement: a policy, or "group:policy"; see `usina placement policies`
-
     guards: Path | None = None  # a TOML file that sets guards up; see `server/guards.py`
     runtimes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # of models: name -> setting -> value
 
