@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from usina.core.machine import Absent
 from usina.core.task import End, FilePlan, Network, TaskPlan
 from usina.drivers.podman import PLUGIN
 from usina.drivers.podman.driver import PodmanDriver
+from usina.drivers.podman.images import ARCHIVES
 from usina.ports.driver import DriverError, HostSettings
 from usina.testing import images
 from usina.testing.process import end_helpers
@@ -30,9 +32,19 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 SOCKETS = Sockets()
 
 
+def podman(*words: str) -> str:
+    return subprocess.run(["podman", *words], capture_output=True, text=True, check=True).stdout
+
+
+def known(image: str) -> bool:
+    return not subprocess.run(["podman", "image", "exists", image]).returncode
+
+
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return images.archive(tmp_path_factory.mktemp("image"))
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = images.archive(tmp_path_factory.mktemp("image"))
+    yield path
+    images.drop(path)
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +56,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         ["podman", "ps", "-aq", "--filter", "label=usina.factory=test"], capture_output=True, text=True
     )
     end_helpers(folder)
-    subprocess.run(["podman", "rmi", "-f", images.NAME], capture_output=True)
     shutil.rmtree(folder, ignore_errors=True)
     assert not left.stdout.strip(), "containers were left"
+    assert not Path("oom").exists(), "conmon wrote to where we are"
 
 
 @pytest.fixture
@@ -79,6 +91,31 @@ class TestPodmanDriver(TaskDriverContract):
     async def test_an_archive_may_be_squeezed(self, stack: PodmanDriver, make: Make, image: Path) -> None:
         async with begun(stack, replace(make("echo well"), archive=str(images.compressed(image)))) as run:
             assert (await ended(stack, run.handle)).code == 0
+
+    async def test_an_archive_may_have_the_form_of_oci(self, stack: PodmanDriver, make: Make, image: Path) -> None:
+        path = image.with_name("oci.tar")
+        podman("load", "-qi", str(image))
+        podman("save", "-q", "--format", "oci-archive", "-o", str(path), images.NAME)
+        images.drop(image)
+        plan = replace(make("echo well"), archive=str(images.called_by_digest(path)))
+        async with begun(stack, plan) as run:
+            assert (await ended(stack, run.handle)).code == 0
+        assert not known(images.NAME)
+
+    async def test_what_an_archive_calls_itself_is_nothing_to_us(
+        self, stack: PodmanDriver, make: Make, image: Path
+    ) -> None:
+        """Else a tenant's image would run where others ask for one of that name."""
+        async with begun(stack, make("true")) as run:
+            await ended(stack, run.handle)
+        assert not known(images.NAME)
+        ours = f"{ARCHIVES}:{image.name}"
+        [found] = json.loads(podman("inspect", ours))
+        assert found["RepoTags"] == [ours]
+        for guess in (ours, ours.removeprefix("localhost/"), found["Id"], found["Id"][:6]):
+            with pytest.raises(DriverError) as failure:
+                await stack.start(replace(make(), archive="", image=guess), silent)
+            assert failure.value.lasting, guess
 
     async def test_images_come_from_where_the_operator_allows(self, folder: Path, make: Make) -> None:
         driver = PodmanDriver(HostSettings("hst-2", "t", "test", folder, {"registries": ["registry.example/team"]}))

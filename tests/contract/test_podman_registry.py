@@ -50,13 +50,14 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process = subprocess.Popen(["docker-registry", "serve", folder / "config.yml"], stdout=log, stderr=log)
     try:
         until(lambda: answers(f"http://{address}/v2/"))
-        podman("load", "-i", str(images.archive(folder)))
+        image = images.archive(folder)
+        podman("load", "-i", str(image))
         podman("tag", images.NAME, f"{address}/team/tools:1")
         podman("push", "--tls-verify=false", f"{address}/team/tools:1")
-        podman("rmi", "-f", images.NAME, f"{address}/team/tools:1")
+        images.drop(image)
         yield address
+        images.drop(image)
     finally:
-        subprocess.run([*command(""), "rmi", "-f", images.NAME, f"{address}/team/tools:1"], capture_output=True)
         process.terminate()
         process.wait(10)
 

@@ -31,8 +31,10 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return images.archive(tmp_path_factory.mktemp("image"))
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = images.archive(tmp_path_factory.mktemp("image"))
+    yield path
+    images.drop(path)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,14 @@ async def test_processes_and_containers_have_the_same_files(stack: PodmanDriver,
         assert await outcome(processes, make_plain, script, mount) == (0, ["container", "mine", "a"])
 
 
-_APART = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print(); s.accept()"
+_APART = """
+import socket, sys, signal
+with socket.socket(socket.AF_UNIX) as line:
+    line.bind(sys.argv[1])
+    line.listen()
+    print(flush=True)
+    signal.pause()
+"""
 
 
 @pytest.mark.parametrize("apart", [False, True])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,11 @@ def order(factory: Running) -> Callable[..., Awaitable[Json]]:
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A small image for containers."""
-    return images.archive(tmp_path_factory.mktemp("image"))
+    path = images.archive(tmp_path_factory.mktemp("image"))
+    yield path
+    images.drop(path)
 
 
 @pytest.fixture

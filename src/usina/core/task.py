@@ -90,7 +90,7 @@ class TaskSpec:
     on: str  # the stack, as drivers name theirs: "local", "container", "slurm"
     command: tuple[str, ...] = ()
     image: str = ""  # a reference, for stacks that have images
-    archive: str = ""  # digest of an OCI archive to be the image
+    archive: str = ""  # digest of an OCI or Docker archive to be the image
     tool: str = ""  # a program that hosts of its stack have by this name; `command` is what it is told
     environment: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict)  # name -> sealed value; in the environment when it runs
@@ -274,7 +274,7 @@ class TaskPlan:
     title: str = ""  # for people who look at the host: tenant/project/name
     command: tuple[str, ...] = ()
     image: str = ""
-    archive: str = ""  # path of an OCI archive on the control plane
+    archive: str = ""  # path of an OCI or Docker archive on the control plane; the file is called by its digest
     tool: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)  # secrets included
     secret: frozenset[str] = frozenset()  # names in `environment` whose values must never be shown

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 NAME = "localhost/usina-test:1"
+LABEL = "usina.test"
 APPLETS = (
     "sh", "true", "echo", "cat", "sleep", "ls", "id", "env", "date", "head", "tail", "printf", "test", "mkdir", "ln",
     "nc", "kill", "tar", "wc", "seq", "dd", "find", "ps", "rm", "touch", "yes", "wget", "mount", "chmod", "httpd",
@@ -22,14 +23,14 @@ APPLETS = (
 
 
 def archive(folder: Path, programs: Mapping[str, Path] | None = None) -> Path:
-    """A Docker archive (what `podman save` writes by default) of an image called `NAME`; `programs` are put into its
-    ``/bin``."""
+    """A Docker archive (what `podman save` writes by default) of an image called `NAME`, the file by its digest;
+    `programs` are put into its ``/bin``. No two folders have the same image: who removes one removes its containers."""
     layer = _layer({"busybox": _busybox(folder), **(programs or {})})
     config = json.dumps(
         {
             "architecture": "amd64",
             "os": "linux",
-            "config": {"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"]},
+            "config": {"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"], "Labels": {LABEL: str(folder)}},
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
         }
     ).encode()
@@ -41,7 +42,21 @@ def archive(folder: Path, programs: Mapping[str, Path] | None = None) -> Path:
             entry = tarfile.TarInfo(member)
             entry.size = len(content)
             out.addfile(entry, io.BytesIO(content))
-    return path
+    return called_by_digest(path)
+
+
+def called_by_digest(path: Path) -> Path:
+    """A file, renamed as those of blobs are called."""
+    return path.rename(path.with_name(hashlib.sha256(path.read_bytes()).hexdigest()))
+
+
+def drop(path: Path) -> None:
+    """No image of an archive in this folder is left in Podman's store."""
+    found = subprocess.run(
+        ["podman", "images", "-q", "--filter", f"label={LABEL}={path.parent}"], capture_output=True, text=True
+    )
+    if ids := found.stdout.split():
+        subprocess.run(["podman", "rmi", "-f", *ids], capture_output=True, check=True)
 
 
 def _layer(programs: Mapping[str, Path]) -> bytes:
@@ -84,6 +99,6 @@ def _busybox(folder: Path) -> Path:
 
 def compressed(path: Path) -> Path:
     """The same, squeezed, as registries and people keep them."""
-    made = path.with_suffix(".tar.gz")
+    made = path.with_name("squeezed")
     made.write_bytes(gzip.compress(path.read_bytes(), 1, mtime=0))
-    return made
+    return called_by_digest(made)

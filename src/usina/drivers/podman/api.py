@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,6 +24,11 @@ Json = Any
 
 class Missing(DriverError):
     """There is no such container, image or volume."""
+
+
+class ProcessGone(DriverError):
+    """A process of the container ended while Podman read of it. Before 4.4 it did not take that for an end (its pull
+    request 16504); who asks again is told of it."""
 
 
 class Api:
@@ -44,8 +50,8 @@ class Api:
         content: AsyncIterator[bytes] | bytes | None = None,
         fine: tuple[int, ...] = (),
     ) -> Json:
-        """The decoded answer, None where there is none. Raises `Missing`, `DriverError`, `HostUnreachable`; statuses
-        that are `fine` are none of these."""
+        """The decoded answer, None where there is none. Raises `Missing`, `ProcessGone`, `DriverError`,
+        `HostUnreachable`; statuses that are `fine` are none of these."""
         headers = {}
         if body is not None:
             content, headers["Content-Type"] = json.dumps(body).encode(), "application/json"
@@ -58,6 +64,15 @@ class Api:
         if answer.is_success or answer.status_code in fine:
             return answer.json() if "json" in answer.headers.get("content-type", "") and answer.content else None
         raise _failure(answer.status_code, answer.content)
+
+    async def look(self, path: str) -> Json:
+        """What there is at a path, also of a container that ends just now. Raises what `call` does."""
+        for pause in (0.0, 0.05, 0.2):
+            try:
+                return await self.call("GET", path)
+            except ProcessGone:
+                await asyncio.sleep(pause)
+        return await self.call("GET", path)
 
     @asynccontextmanager
     async def stream(
@@ -119,6 +134,8 @@ def _failure(status: int, content: bytes, detail: str = "") -> DriverError:
         message = content.decode(errors="replace")[:500]
     if status == 404:
         return Missing(message[:500], detail=detail)
+    if re.search(r"/proc/\d+/\w+: no such process", message):
+        return ProcessGone(f"Podman: {message[:500]}", detail=detail)
     return DriverError(
         f"Podman: {message[:500]}", lasting=400 <= status < 500 and status not in (409, 429), detail=detail
     )

@@ -138,7 +138,7 @@ class PodmanDriver:
 
     async def _inspect(self, api: Api, handle: str) -> dict[str, object] | None:
         try:
-            found: dict[str, object] = await api.call("GET", f"/containers/{self._name(handle)}/json")
+            found: dict[str, object] = await api.look(f"/containers/{self._name(handle)}/json")
         except Missing:
             return None
         return found

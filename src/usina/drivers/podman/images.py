@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from usina.core.task import TaskPlan
+from usina.drivers.podman import archives
 from usina.drivers.podman.api import Api, Missing
 from usina.drivers.podman.settings import Settings
 from usina.ports.driver import DriverError
 from usina.ports.tasks import Progress
 
 CHUNK = 1 << 20
+ARCHIVES = "localhost/usina-archive"
+"""What images are called that came in archives; the tag is the archive's digest."""
 
 
 async def ensure(api: Api, plan: TaskPlan, settings: Settings, progress: Progress) -> str:
@@ -26,18 +29,26 @@ async def ensure(api: Api, plan: TaskPlan, settings: Settings, progress: Progres
     if not plan.image:
         raise DriverError("a container needs an image; say --image", lasting=True)
     known = await _known(api, plan.image)
-    if known is not None:
-        return known
-    _check_registry(plan.image, settings)
-    return await _pulled(api, plan.image, progress)
+    if known is None:
+        _check_registry(plan.image, settings)
+        known = await _known(api, await _pulled(api, plan.image, progress))
+    if known is None or _is_private(known):  # named by a part of its id, say
+        raise DriverError(f"there is no image {plan.image}", lasting=True)
+    return str(known["Id"])
 
 
-async def _known(api: Api, reference: str) -> str | None:
+async def _known(api: Api, reference: str) -> dict[str, Any] | None:
     try:
-        found = await api.call("GET", f"/images/{quote(reference, safe='')}/json")
+        found: dict[str, Any] = await api.call("GET", f"/images/{quote(reference, safe='')}/json")
     except Missing:
         return None
-    return str(found["Id"])
+    return found
+
+
+def _is_private(image: dict[str, Any]) -> bool:
+    """Whether it came in an archive only: it belongs to who has the archive."""
+    names = image.get("RepoTags") or []
+    return bool(names) and all(name.startswith(f"{ARCHIVES}:") for name in names)
 
 
 def _check_registry(reference: str, settings: Settings) -> None:
@@ -83,14 +94,33 @@ async def _words(chunks: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
 
 
 async def _loaded(api: Api, archive: Path, progress: Progress) -> str:
-    """The image in an archive (OCI or Docker). Loading what is there already takes only its reading."""
-    await progress(0.0, "loading the image")
-    found = await api.call("POST", "/images/load", content=content(archive))
-    names = found.get("Names") or []
-    if not names:
-        raise DriverError("the archive has no image", lasting=True)
-    known = await _known(api, str(names[0]))
-    return known or str(names[0])
+    """The image in an archive (OCI or Docker), called by the archive's digest, which is the name of its file."""
+    name = f"{ARCHIVES}:{archive.name}"
+    known = await _known(api, name)
+    if known is None:
+        await progress(0.0, "loading the image")
+        found = await api.call("POST", "/images/load", content=_chunks(archives.renamed(archive, name)))
+        if found.get("Names") != [name]:
+            raise DriverError("the archive has no image", lasting=True)
+        known = await _known(api, name)
+    if known is None:
+        raise DriverError("the image went away while it was loaded")
+    return str(known["Id"])
+
+
+async def _chunks(source: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Read by threads, what is small together."""
+    while chunk := await asyncio.to_thread(_some, source):
+        yield chunk
+
+
+def _some(source: Iterator[bytes]) -> bytes:
+    found = bytearray()
+    for chunk in source:
+        found += chunk
+        if len(found) >= CHUNK:
+            break
+    return bytes(found)
 
 
 async def content(path: Path) -> AsyncIterator[bytes]:

@@ -62,8 +62,9 @@ class Mounts:
 
 
 def sees_ours(service: str) -> bool:
-    """Whether the service behind a socket has our mount namespace; else it would not find what is mounted for it."""
+    """Whether the service behind a socket has our mount namespace; else it would not find what is mounted for it.
+    Raises `OSError` where it does not answer, or ends meanwhile."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
         line.connect(service)
         pid, _, _ = struct.unpack("3i", line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return pid > 0 and os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
+        return pid > 0 and os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")

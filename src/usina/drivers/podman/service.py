@@ -86,6 +86,7 @@ def _launch(settings: Settings, socket: str) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=log,
             start_new_session=True,  # it outlives us, as what it looks after does
+            cwd=settings.folder,  # conmon leaves a file there when a container ran out of memory
         )
     (settings.folder / "service.pid").write_text(f"{process.pid} {Path(socket).parent}\n")
     return process
