@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -22,6 +22,13 @@ MAIL = "write to ann@example.org today"
 
 async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """A service that does what `patterns` does with the word "ann@example.org", and denies "bomb"."""
+    with suppress(asyncio.IncompleteReadError):
+        while True:
+            await _answer(reader, writer)
+    writer.close()
+
+
+async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
     size = int(next(line for line in head.split("\r\n") if line.startswith("content-length")).split(":")[1])
     asked = json.loads(await reader.readexactly(size))
@@ -33,15 +40,21 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     if "authorization: hush" not in head:
         told = {"verdict": "who are you?"}
     body = json.dumps(told).encode()
-    writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
     await writer.drain()
-    writer.close()
 
 
 @asynccontextmanager
 async def made(name: str, folder: Any) -> AsyncIterator[Guard]:
-    """Each as it redacts e-mail addresses and denies a word."""
-    server = await asyncio.start_server(_serve, "127.0.0.1", 0)
+    """Each as it redacts e-mail addresses and denies a word. In the end it has nothing open."""
+    lines: list[asyncio.Event] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        lines.append(ended := asyncio.Event())
+        await _serve(reader, writer)
+        ended.set()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
     (folder / "secret").write_text("hush\n")
     given: dict[str, dict[str, Any]] = {
         "patterns": {"redact": ["email"], "deny": ["words"], "words": ["bomb"]},
@@ -50,10 +63,15 @@ async def made(name: str, folder: Any) -> AsyncIterator[Guard]:
             "secret_file": str(folder / "secret"),
         },
     }
-    try:
-        yield SHELF.plugins[name].make(given[name], Reach(allow_private=True))
-    finally:
-        server.close()
+    guard = SHELF.plugins[name].make(given[name], Reach(allow_private=True))
+    async with server:
+        try:
+            yield guard
+        finally:
+            await guard.close()
+            await guard.close()
+        async with asyncio.timeout(10):
+            await asyncio.gather(*(line.wait() for line in lines))
 
 
 async def look(guard: Guard, texts: list[str], behind: int = 0) -> Found:

@@ -6,9 +6,15 @@ import http.client
 import json
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import NoReturn
 
+import httpx2
 import pytest
 
+from usina.server.web import make_app
+from usina.server.workers import Workers
+from usina.services.llm.shared import Table
 from usina.testing.factory import Running
 from usina.testing.process import FactoryProcess, Refused, factory_process
 
@@ -47,6 +53,21 @@ def test_requests_sent_ahead_wait_for_their_turn(process: FactoryProcess) -> Non
         while more := line.recv(1 << 16):
             data += more
     assert data.count(b"HTTP/1.1 200") == 9
+
+
+async def test_the_factory_is_well_once_every_gateway_worker_has_served(factory: Running) -> None:
+    def never(*_: object) -> NoReturn:
+        raise AssertionError
+
+    table = Table.made(2)
+    workers = Workers(replace(factory.factory.settings, gateway_workers=2), table, [], never, never)
+    app = make_app(factory.factory.house, (), "http://factory", workers)
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://factory") as client:
+        answer = await client.get("/healthz")
+        assert (answer.status_code, answer.json()) == (503, {"status": "gateway workers are starting"})
+        workers.all_ready.set()
+        assert (await client.get("/healthz")).status_code == 200
+    table.close()
 
 
 def test_metrics_are_for_who_has_a_role_on_the_site(process: FactoryProcess) -> None:

@@ -30,12 +30,16 @@ class _Waits:
     """The same, asked of somebody who takes a moment."""
 
     waits = answers = True
+    closed = False
 
     async def look(self, texts: Any, side: Side, behind: int = 0) -> Found:
         await asyncio.sleep(0)
         found = PII.guard.look(texts, side, behind)
         assert isinstance(found, Found)
         return found
+
+    async def close(self) -> None:
+        self.closed = True
 
 
 SLOW = Placed("slow", _Waits())
@@ -193,6 +197,17 @@ async def test_a_guard_that_is_no_more_closes_the_endpoint_unless_it_was_to_be_o
         assert caught.value.code == "guard_unavailable"
         running.replace("ept-chat", guards_open=True)
         await client.chat.completions.create(**asked("hi"))
+
+
+async def test_guards_are_closed_as_the_gateway_stops_whatever_they_make_of_it(tmp_path: Path) -> None:
+    class Fails(_Waits):
+        async def close(self) -> None:
+            raise OSError("no")
+
+    guard = _Waits()
+    async with guarded(tmp_path, Parrot(), placed=(Placed("fails", Fails()), Placed("last", guard))):
+        assert not guard.closed
+    assert guard.closed
 
 
 async def test_a_client_that_leaves_while_a_guard_is_asked_takes_nothing_with_it(tmp_path: Path) -> None:

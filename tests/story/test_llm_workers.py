@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import httpx2
 import openai
 import pytest
 
+from usina.client import Client
 from usina.testing.llm import Parrot, parrots
 from usina.testing.process import FactoryProcess
 from usina.testing.waiting import eventually, until
@@ -132,6 +133,27 @@ async def test_all_of_them_serve_and_every_door_is_reached_through_any(factory: 
     counts = [line for line in page.splitlines() if line.startswith("gen_ai_client_operation_duration_seconds_count")]
     assert sum(float(line.rpartition(" ")[2]) for line in counts) == 80
     assert page.count("# TYPE gen_ai_client_operation_duration_seconds histogram") == 1
+
+
+async def test_a_console_is_reached_through_any(factory: FactoryProcess) -> None:
+    """A WebSocket: a connection that is handed over and then speaks another protocol."""
+
+    def speak() -> None:
+        factory.call("POST", "/hosts", {"name": "stage", "driver": "fake"})
+        factory.call("POST", "/images", {"name": "tiny", "recipe": "tiny"})
+        factory.phase("/images/tiny", "ready", limit=90)
+        machine = factory.call("POST", "/machines", {"name": "m1", "image": "tiny"})
+        factory.phase(f"/machines/{machine['id']}", "running")
+        with Client(factory.endpoint, factory.token) as client, ExitStack() as open:
+            consoles = [open.enter_context(client.console(machine["id"])) for _ in range(24)]
+            for number, console in enumerate(consoles):
+                assert b"login: " in console.read(10)
+                console.write(b"x" * 50_000 + b"%d" % number)
+            for number, console in enumerate(consoles):
+                assert console.read(10) == b"x" * 50_000 + b"%d" % number
+        factory.delete(f"/machines/{machine['id']}")
+
+    await asyncio.to_thread(speak)
 
 
 async def test_rates_hold_over_all_of_them(factory: FactoryProcess) -> None:

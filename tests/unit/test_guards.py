@@ -251,6 +251,9 @@ class _Slow:
     async def look(self, texts: list[str], side: Side, behind: int = 0) -> object:
         await asyncio.Event().wait()
 
+    async def close(self) -> None:
+        pass
+
 
 @pytest.mark.parametrize("opened", [True, False])
 async def test_who_does_not_answer_in_time_is_passed_over_only_if_told_so(opened: bool) -> None:

@@ -48,6 +48,10 @@ class Guard(Protocol):
         them. Raises anything where it cannot tell."""
         ...
 
+    async def close(self) -> None:
+        """It is asked no more. What it has open is closed."""
+        ...
+
 
 class Outside(Protocol):
     """Where the site may go."""

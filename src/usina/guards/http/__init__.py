@@ -52,6 +52,11 @@ class Asks:
             changes=tuple(_between(old[behind:], new, behind) for old, new in zip(texts, told.texts, strict=True))
         )
 
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
+
     async def _ask(self, question: bytes) -> bytes:
         if self._client is None:  # made where the event loop is
             self._client = httpx2.AsyncClient(timeout=None, trust_env=False)

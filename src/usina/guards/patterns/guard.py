@@ -29,6 +29,9 @@ class Patterns:
         changes = tuple([self._changes(text, behind) for text in texts])
         return Found(changes=changes) if any(changes) else ALLOWED
 
+    async def close(self) -> None:
+        pass
+
     def _changes(self, text: str, behind: int) -> tuple[Change, ...]:
         found = sorted((start, -end, one.name) for one in self._redact for start, end in spans(one, text, behind))
         changes: list[Change] = []

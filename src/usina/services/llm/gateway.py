@@ -374,6 +374,11 @@ class LlmGateway:
         await self._report(last=True)
         if self.prompts is not None:
             await self.prompts.flush()
+        for placed in self._placed.values():
+            try:
+                await placed.guard.close()
+            except Exception:
+                log.exception("a guard could not be closed", guard=placed.name)
         if not self._batches:
             try:
                 await self._ledger.give_back_all()
