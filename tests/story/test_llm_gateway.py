@@ -205,6 +205,25 @@ async def test_errors_of_messages_have_anthropics_shape(tmp_path: Path) -> None:
                 await wrong.messages.create(model="chat", max_tokens=5, messages=HI)
 
 
+async def test_errors_of_replicas_have_the_form_that_clients_expect(tmp_path: Path) -> None:
+    """vLLM tells of a path that it does not have as its framework does."""
+    bird = Parrot(status=404, trouble={"detail": "Not Found"})
+    async with day(tmp_path, bird) as made:
+        with pytest.raises(openai.NotFoundError, match="what serves this model has no /embeddings") as refused:
+            await made.openai.embeddings.create(model="chat", input="hi")
+        assert refused.value.type == "invalid_request_error"
+        bird.trouble = {"error": {"message": "as told", "type": "odd", "code": 7}}
+        with pytest.raises(openai.NotFoundError) as kept:
+            await made.chat()
+        assert kept.value.body == {"message": "as told", "type": "odd", "code": 7}
+        base = made.running.url.removesuffix("/v1")
+        async with anthropic.AsyncAnthropic(base_url=base, api_key=token_of(made.key), max_retries=0) as client:
+            with pytest.raises(anthropic.NotFoundError) as turned:
+                await client.messages.create(model="chat", max_tokens=5, messages=HI)
+        assert turned.value.body == {"type": "error", "error": {"type": "not_found_error", "message": "as told"}}
+        assert [one.failed for one in await made.settled(3)] == [3]
+
+
 async def test_messages_are_made_chats_where_the_runtime_knows_nothing_else(tmp_path: Path) -> None:
     bird, deaf = Parrot(), Parrot(status=400)
     async with day(tmp_path, bird) as made, parrots(deaf) as ports:

@@ -196,16 +196,3 @@ def test_a_stream_becomes_events_wherever_it_is_cut(cuts: set[int]) -> None:
     assert seen[-2]["delta"]["stop_reason"] == "tool_use"
     assert (seen[-2]["usage"]["input_tokens"], seen[-2]["usage"]["output_tokens"]) == (5, 9)
     assert events.ended
-
-
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        (b'{"error":{"message":"too long","type":"invalid_request_error"}}', "too long"),
-        (b'{"error":"no"}', "no"),
-        (b"<html>", "the replica answered 400"),
-    ],
-)
-def test_errors_of_replicas_have_the_shape_of_messages(body: bytes, message: str) -> None:
-    error = json.loads(Message("m").refused(400, body))
-    assert error == {"type": "error", "error": {"type": "invalid_request_error", "message": message}}

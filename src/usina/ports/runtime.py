@@ -52,9 +52,9 @@ class RuntimePlugin:
     messages: bool = False  # it speaks Anthropic's messages; else the gateway makes chats of them
     recipe: Callable[[Wish], Recipe] | None = None  # raises core.errors.Invalid or Refused, with numbers
     check: Callable[[EndpointSpec], None] = lambda spec: None  # raises Invalid naming the field
-    tool: Callable[[], Tool | None] | None = (
-        None  # what this installation can run itself; None: its library is not here
-    )
+    tool: Callable[[Mapping[str, str]], Tool | None] = lambda settings: None
+    """What runs on this machine can be given of it, by the operator's settings; None: it is not here. Raises Invalid
+    naming the setting."""
 
 
 def fits(plugin: RuntimePlugin, model: Model) -> bool:

@@ -76,7 +76,7 @@ class Factory:
         library = ImageLibrary(settings.data_dir / "images", default_cache(), reach)
         login_keys = DerivedKeys(master)
         self.fleet = Fleet(
-            store, plugins, clock, settings.data_dir, factory_id(master), login_keys, tools=_tools(runtimes)
+            store, plugins, clock, settings.data_dir, factory_id(master), login_keys, tools=_tools(runtimes, settings)
         )
         plans = Plans(store, login_keys)
         blobs, vault, ids = BlobFolder(settings.data_dir / "blobs"), MasterVault(master), Ids(clock.now)
@@ -194,9 +194,9 @@ class Factory:
         return [asyncio.create_task(task, name=name) for name, task in tasks.items()]
 
 
-def _tools(runtimes: Mapping[str, RuntimePlugin]) -> dict[str, Tool]:
-    """What this installation can run of them itself."""
-    found = {name: runtime.tool() for name, runtime in runtimes.items() if runtime.tool is not None}
+def _tools(runtimes: Mapping[str, RuntimePlugin], settings: Settings) -> dict[str, Tool]:
+    """What this machine can run of them itself. Raises `Invalid` naming the setting."""
+    found = {name: runtime.tool(settings.runtimes.get(name, {})) for name, runtime in runtimes.items()}
     return {name: tool for name, tool in found.items() if tool is not None}
 
 

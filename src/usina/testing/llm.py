@@ -132,6 +132,7 @@ class Parrot:
     words: Sequence[str] = ("hello", " there")
     prompt: int = 7  # tokens that it says it was asked
     status: int = 200
+    trouble: object = field(default_factory=lambda: {"error": {"message": "as told", "type": "server_error"}})  # else
     cut_after: int = -1  # words, after which it closes the connection
     gate: asyncio.Event | None = None  # held before each word of a stream, and before a plain answer
     tells_usage: bool = True
@@ -163,7 +164,7 @@ class Parrot:
         self.asked.append(body)
         self.heads.append({":path": head[0].split()[1], **headers})
         if self.status != 200:
-            self._plain(writer, self.status, {"error": {"message": "as told", "type": "server_error"}})
+            self._plain(writer, self.status, self.trouble)
         elif body.get("stream"):
             return await self._stream(body, writer)
         else:
@@ -183,7 +184,7 @@ class Parrot:
         return {"prompt_tokens": self.prompt, "completion_tokens": made, "total_tokens": self.prompt + made}
 
     @staticmethod
-    def _plain(writer: asyncio.StreamWriter, status: int, answer: dict[str, Any]) -> None:
+    def _plain(writer: asyncio.StreamWriter, status: int, answer: object) -> None:
         data = json.dumps(answer).encode()
         head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
         writer.write(head.encode() + data)

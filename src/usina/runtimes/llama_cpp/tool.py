@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,7 +14,7 @@ _PLACE = "/usina/llama.cpp"
 _PYTHON = "/usina/python"
 
 
-def tool() -> Tool | None:
+def tool(_settings: Mapping[str, str]) -> Tool | None:
     """None where the library is not installed."""
     found = find_spec("xllamacpp")
     if found is None or found.origin is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from usina.ports.runtime import RuntimePlugin
 from usina.runtimes.vllm.recipe import OPTIONS, SETTINGS, check, recipe
+from usina.runtimes.vllm.tool import tool
 
 PLUGIN = RuntimePlugin(
     name="vllm",
@@ -15,4 +16,5 @@ PLUGIN = RuntimePlugin(
     messages=True,
     recipe=recipe,
     check=check,
+    tool=tool,
 )

@@ -16,6 +16,7 @@ stacks that run gangs as a whole (https://docs.vllm.ai/en/stable/serving/paralle
 from __future__ import annotations
 
 import re
+from math import ceil
 
 from usina.core.capacity import DeviceKind, DeviceRequest
 from usina.core.endpoint import EndpointSpec, Recipe, Variant
@@ -40,6 +41,7 @@ OPTIONS = {
 SETTINGS = {
     "image": "Image of vLLM, for stacks of containers.",
     "program": "The command vllm, in that image or on nodes (vllm).",
+    "environment": "On this machine: the folder of a virtual environment that vLLM is installed in.",
 }
 _DTYPES = ("auto", "half", "bfloat16", "float16", "float32")
 _CACHES = ("auto", "fp8", "fp8_e4m3", "fp8_e5m2")
@@ -89,10 +91,10 @@ def recipe(wish: Wish) -> Recipe:
         command=joined(words, pipeline) if pipeline > 1 else words,
         tool="" if image or wish.stack == "slurm" else "vllm",
         image=image,
-        environment={"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "HOME": "/tmp"},  # noqa: S108 - of its own
+        environment=_environment(wish, needs, pipeline, on_cpu),
         files=_files(wish),
         network=Network.HOST if wish.shares_network else Network.NONE,
-        cores=spec.cores or (4.0 if on_cpu else float(2 + 2 * tensor)),
+        cores=_cores(spec, on_cpu, tensor),
         memory=spec.memory or whole((needs.total if on_cpu else 0) + 8 * GiB + (needs.weights // 4)),
         devices=_devices(spec, found),
         replicas=pipeline,
@@ -102,6 +104,22 @@ def recipe(wish: Wish) -> Recipe:
     )
     port = 0 if wish.shares_network else PORT
     return marked(Recipe(Variant(model.name, model.revision), task, port, _told(needs, found), ""))
+
+
+def _environment(wish: Wish, needs: Footprint, pipeline: int, on_cpu: bool) -> dict[str, str]:
+    """See https://docs.vllm.ai/en/stable/configuration/env_vars/ and the guide to its installation."""
+    found = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "HOME": "/tmp"}  # noqa: S108 - of its own
+    if pipeline == 1:
+        found["VLLM_HOST_IP"] = "127.0.0.1"  # its processes meet there, also where there is no other network
+    if on_cpu:
+        found["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, ceil(needs.cache / GiB)))
+        found["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # its control group holds it to its cores
+        found["OMP_NUM_THREADS"] = str(ceil(_cores(wish.spec, on_cpu, 1)))
+    return found
+
+
+def _cores(spec: EndpointSpec, on_cpu: bool, tensor: int) -> float:
+    return spec.cores or (4.0 if on_cpu else float(2 + 2 * tensor))
 
 
 def _words(wish: Wish, tensor: int, pipeline: int, on_cpu: bool) -> tuple[str, ...]:

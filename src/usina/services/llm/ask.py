@@ -69,8 +69,6 @@ class Turned(Protocol):
 
     def whole(self, body: bytes, used: Used) -> bytes: ...
 
-    def refused(self, status: int, body: bytes) -> bytes: ...
-
 
 @dataclass(slots=True)
 class Ask:

@@ -279,8 +279,9 @@ class OneCall:
         streams = given.get(b"content-type", b"").startswith(b"text/event-stream")
         self.events = self._events() if streams else None
         self._kept = [(name, given[name]) for name in _PASSED_ON if name in given]
-        if self._is_turned():
-            return  # how long it will be is known when it is turned into what was asked for
+        if self._is_turned():  # how long it will be is known then
+            self._kept = [(b"content-type", b"application/json"), *(h for h in self._kept if h[0] != b"content-type")]
+            return
         self._start(status, self._kept, int(length) if length is not None and not streams else None)
 
     def _events(self) -> Events:
@@ -289,8 +290,8 @@ class OneCall:
         return Events(hides_usage=self.ask.hides_usage)
 
     def _is_turned(self) -> bool:
-        """Whether the answer is a whole one that stands for another."""
-        return self.ask.turned is not None and self.events is None
+        """Whether the answer is a whole one that another is made of: a chat in place of what was asked, or an error."""
+        return self.events is None and (self.ask.turned is not None or self._status >= 400)
 
     def _retry(self, status: int) -> bool:
         """Ask somebody else, if there is somebody: then this answer is not waited for."""
@@ -384,11 +385,13 @@ class OneCall:
         self._end()
 
     def _turned(self) -> bytes:
-        assert self.ask.turned is not None
         body = b"".join(self._parts)
-        if self._status != 200:
-            return self.ask.turned.refused(self._status, body)
+        if self.ask.turned is None or self._status != 200:
+            return refusals.told_by_replica(self._status, body, self.ask.verb.value, anthropic=self._is_anthropic())
         return self.ask.turned.whole(body, self._guessed(used_in(body)))
+
+    def _is_anthropic(self) -> bool:
+        return self.request.path.startswith("/messages")
 
     def _say_last(self, data: bytes) -> None:
         """The last of the answer. What was used is on record before: nobody has an answer that a kill made free."""
@@ -497,7 +500,7 @@ class OneCall:
         """Answer with an error, once."""
         if self._over:
             return
-        body = refusal.body(anthropic=self.request.path.startswith("/messages"))
+        body = refusal.body(anthropic=self._is_anthropic())
         headers = [(b"content-type", b"application/json"), *refusal.headers(), *self._own_headers()]
         self._status = refusal.status
         self._settle(used, failed=True)

@@ -215,15 +215,6 @@ class Message:
             return body
         return _encode(self.said(content, _ended(choice), used))
 
-    def refused(self, status: int, body: bytes) -> bytes:
-        """An error of the replica, in this dialect's shape."""
-        try:
-            error = _DECODE(body)["error"]
-            message = error if isinstance(error, str) else str(error["message"])
-        except (msgspec.DecodeError, KeyError, TypeError):
-            message = f"the replica answered {status}"
-        return Refusal(status, message).body(anthropic=True)
-
     def said(self, content: list[Json], ended: Json, used: Used) -> Json:
         base = {"id": self._id, "type": "message", "role": "assistant", "model": self._model, "content": content}
         return base | ended | {"usage": _usage(used)}

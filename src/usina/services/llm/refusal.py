@@ -55,6 +55,24 @@ _ANTHROPIC = {
 }
 
 
+def told_by_replica(status: int, body: bytes, path: str, *, anthropic: bool) -> bytes:
+    """An error of a replica as it is, where it has the form that clients of the path expect; else in that form."""
+    try:
+        said = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        said = None
+    error = said.get("error") if isinstance(said, dict) else None
+    message = error.get("message") if isinstance(error, dict) else error
+    if not isinstance(message, str):
+        detail = said.get("detail") if isinstance(said, dict) else None  # as FastAPI has it
+        message = detail if isinstance(detail, str) and status != 404 else f"the replica answered {status}"
+        if status == 404:
+            message = f"what serves this model has no {path}"
+    elif isinstance(error, dict) and (not anthropic or said.get("type") == "error"):
+        return body
+    return Refusal(status, message).body(anthropic=anthropic)
+
+
 def unauthenticated() -> Refusal:
     return Refusal(401, "the key is unknown, expired or revoked", code="invalid_api_key")
 

@@ -168,10 +168,6 @@ class Answer:
     def events(self) -> Events:
         return ResponseEvents(self)
 
-    def refused(self, status: int, body: bytes) -> bytes:
-        """Errors look the same."""
-        return body
-
     def said(self, status: str, usage: Used | None = None) -> Json:
         """The response object."""
         told: Json = dict.fromkeys(_ECHOED) | {name: self._asked[name] for name in _ECHOED if name in self._asked}

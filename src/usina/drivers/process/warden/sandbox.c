@@ -227,6 +227,7 @@ static void like(const char *source, const char *root, const char *path, unsigne
 
 static const char *const MERGED[] = {"/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"};
 static const char *const NODES[] = {"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"};
+static const char *const TOPOLOGY[] = {"/sys/devices/system/cpu", "/sys/devices/system/node"}; /* programs ask it */
 static const char *const FOLDERS[] = {"/proc", "/run", "/tmp", "/work", "/var", "/dev", "/dev/pts", "/dev/shm"};
 static const char *const LINKS[][2] = {
     {"/proc/self/fd", "/dev/fd"},       {"/proc/self/fd/0", "/dev/stdin"}, {"/proc/self/fd/1", "/dev/stdout"},
@@ -247,6 +248,7 @@ static void common_root(const char *root, const char *etc, const char **read_onl
     }
     for EACH (n, MERGED) like(MERGED[n], root, MERGED[n], STILL);
     for EACH (n, NODES) put_at(NODES[n], root, NODES[n], ATTR_NOSUID);
+    for EACH (n, TOPOLOGY) put_at(TOPOLOGY[n], root, TOPOLOGY[n], STILL);
     put_at("/usr", root, "/usr", STILL);
     put_at(etc, root, "/etc", STILL);
     for (; *read_only; read_only += 2) put_at(read_only[0], root, read_only[1], STILL);
