@@ -132,7 +132,9 @@ attempt("be root by su", lambda: os.system("su -c id root 2>/dev/null") == 0 or 
 attempt("TIOCSTI", lambda: fcntl.ioctl(os.openpty()[1], 0x5412, b"x"))
 attempt("raw socket", lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1))
 attempt("packet socket", lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
-for path in ("/usr/x", "/etc/x", "/x", "/dev/x", "/bin/x", "/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger"):
+written = "/usr/x /etc/x /x /dev/x /bin/x /proc/sys/kernel/core_pattern /proc/sysrq-trigger"
+topology = "/sys/x /sys/devices/system/cpu/cpu1/online /sys/devices/system/node/x"
+for path in f"{written} {topology}".split():
     attempt(f"write {path}", write(path))
 for path in ("/dev/mem", "/dev/kmsg", "/dev/vda", "/dev/sda", "/proc/kcore", "/dev/net/tun", "/dev/kvm"):
     attempt(f"read {path}", read(path))

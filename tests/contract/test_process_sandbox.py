@@ -103,6 +103,21 @@ async def test_a_hostile_task_comes_away_empty_handed(stack: ProcessDriver, tmp_
     assert {name: outcome for name, outcome in found.items() if outcome not in _EMPTY_HANDED} == {}
 
 
+async def test_runs_see_the_topology_and_no_more_of_sys(stack: ProcessDriver, tmp_path: Path) -> None:
+    """Libraries for parallel work ask for it: OpenMP's, MPI's, and vLLM by lscpu."""
+    script = "lscpu --json --extended=CPU,CORE,NODE --online > said; ls /sys /sys/devices /sys/devices/system"
+    apart = plan(script, files=(FilePlan(str(_HOSTILE), "/data/file"),))  # with a root of its own
+    for one in (plan(script), apart):
+        async with begun(stack, one):
+            assert (await ended(stack, one.handle)).code == 0
+            lines = [line for line in await said(stack, one.handle, "o") if line]
+            assert lines == [
+                "/sys:", "devices", "/sys/devices:", "system", "/sys/devices/system:", "cpu", "node"
+            ]  # fmt: skip
+            found = json.loads((await unpacked(stack, one.handle, "said"))["said"])
+            assert {cpu["cpu"] for cpu in found["cpus"]} == os.sched_getaffinity(0)
+
+
 async def test_runs_see_only_their_own_processes(stack: ProcessDriver) -> None:
     async with (
         begun(stack, plan("sleep 61 & sleep 61")) as one,

@@ -99,7 +99,8 @@ def test_where_there_is_no_room_elsewhere_the_last_one_stays() -> None:
 
 
 def test_a_new_endpoint_is_scaled_first_and_then_given_replicas() -> None:
-    assert steps(decide(endpoint(), View(), NOW)) == (Scale(1, "as was ordered"),)
+    first = decide(endpoint(), View(), NOW)
+    assert (first.phase, steps(first)) == (Phase.PENDING, (Scale(1, "as was ordered"),))
     assert steps(decide(endpoint(status(wanted=1)), View(), NOW)) == (AddReplicas(1),)
     assert steps(decide(endpoint(status(wanted=3), minimum=3, maximum=3), View((up(),)), NOW)) == (AddReplicas(2),)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -220,6 +222,41 @@ def test_vllm_takes_the_devices_and_nodes_that_are_ordered() -> None:
     assert "--tensor-parallel-size 4" in recipe.task.command[2]
     with pytest.raises(Refused, match="does not run gangs"):
         made(VLLM, wish(HUGE, "vllm", **more))
+
+
+def test_vllm_on_processors_is_told_what_it_has() -> None:
+    options = {"device": "cpu", "enforce_eager": "true"}
+    one = wish(EIGHT, "vllm", "local", offers=(), settings={}, options=options, context=8192, slots=4, cores=2.5)
+    recipe = made(VLLM, one)
+    assert recipe.task.tool == "vllm" and recipe.task.command[:2] == ("serve", "model")
+    told = recipe.task.environment
+    assert (told["VLLM_CPU_KVCACHE_SPACE"], told["OMP_NUM_THREADS"]) == ("4", "3")  # GiB: 32 x 8 x 128 x 2 x 2 x 32 Ki
+    assert told["VLLM_HOST_IP"] == "127.0.0.1"
+    assert "VLLM_CPU_KVCACHE_SPACE" not in made(VLLM, wish(EIGHT, "vllm")).task.environment
+
+
+def test_vllm_is_a_tool_where_the_operator_has_it(tmp_path: Path) -> None:
+    assert VLLM.tool({}) is None
+    with pytest.raises(Invalid, match=r"vllm\.environment: there is no vLLM in") as caught:
+        VLLM.tool({"environment": str(tmp_path)})
+    assert caught.value.field == "runtime"
+    base, folder = tmp_path / "python", tmp_path / "environment"
+    for program in (base / "bin" / "python3.12", folder / "lib/python3.12/site-packages/vllm/entrypoints/cli/main.py"):
+        program.parent.mkdir(parents=True)
+        program.touch()
+    (folder / "bin").mkdir()
+    (folder / "bin" / "python").symlink_to(base / "bin" / "python3.12")
+    tool = VLLM.tool({"environment": str(folder)})
+    assert tool is not None
+    assert tool.folders == {"/usina/vllm/environment": str(folder), "/usina/vllm/python": str(base)}
+    assert tool.command[-3:] == ("/usina/vllm/python/bin/python3.12", "-m", "vllm.entrypoints.cli.main")
+    assert "PYTHONPATH=/usina/vllm/environment/lib/python3.12/site-packages" in tool.command
+    assert "PYTHONSAFEPATH=1" in tool.command  # the folder that it is started in is made of a member's files
+    (folder / "bin" / "python").unlink()
+    (folder / "bin" / "python").symlink_to("/usr/bin/python3")
+    system = VLLM.tool({"environment": str(folder)})
+    assert system is not None and system.folders == {"/usina/vllm/environment": str(folder)}
+    assert system.command[-3] == os.path.realpath("/usr/bin/python3")
 
 
 def test_vllm_without_devices_says_what_it_needs() -> None:

@@ -231,7 +231,7 @@ class _Standing:
 
     @property
     def phase(self) -> Phase:
-        if self._ready() or self.status.wanted == 0:
+        if self._ready() or endpoint_scale.current(self.spec, self.status) == 0:
             return Phase.READY
         if self.status.failures >= GIVE_UP:
             return Phase.FAILED

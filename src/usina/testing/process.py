@@ -61,7 +61,9 @@ class FactoryProcess:
         private_urls: bool = False,
         traces: str = "",
         workers: int = 1,
+        vllm: Path | None = None,
     ) -> None:
+        """`vllm`: a virtual environment with it."""
         self.data_dir = data_dir
         self.port = port or free_port()
         self._local_host, self._database, self._nursery = local_host, database, nursery
@@ -70,6 +72,7 @@ class FactoryProcess:
         self._more += ["--hub-token-file", str(hub_token_file)] if hub_token_file else []
         self._more += ["--allow-private-urls"] if hub or private_urls else []
         self._more += ["--traces", traces, "--traces-share", "1"] if traces else []
+        self._more += ["--vllm", str(vllm)] if vllm else []
         self.workers = workers
         self._process: subprocess.Popen[bytes] | Forked | None = None
         self._http = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60, trust_env=False)
@@ -316,8 +319,10 @@ def serve(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--traces", default="")
     parser.add_argument("--traces-share", type=float, default=0.0)
     parser.add_argument("--gateway-workers", type=int, default=1)
+    parser.add_argument("--vllm", default="")
     given = vars(parser.parse_args(arguments))
-    run(Settings(**given), lambda settings, admin: None)
+    runtimes = {"vllm": {"environment": vllm}} if (vllm := given.pop("vllm")) else {}
+    run(Settings(**given, runtimes=runtimes), lambda settings, admin: None)
 
 
 if __name__ == "__main__":
