@@ -4,6 +4,7 @@ adapter, spoken to by the clients that people have."""
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -14,6 +15,12 @@ import anthropic
 import openai
 import pytest
 
+from usina.core.capacity import DeviceKind, DeviceRequest
+from usina.core.endpoint import EndpointSpec, Variant
+from usina.core.model import Model, ModelFacts, ModelFile
+from usina.ports.runtime import Wish
+from usina.runtimes.vllm import PLUGIN
+from usina.runtimes.vllm.recipe import CACHES, DTYPES
 from usina.testing import vllm
 from usina.testing.process import FactoryProcess, end_helpers
 from usina.testing.waiting import until
@@ -26,15 +33,29 @@ pytestmark = [
 Usina = Callable[..., subprocess.CompletedProcess[str]]
 FRANCE: Any = [{"role": "user", "content": "What is the capital of France?"}]
 ASKED: Any = {"messages": FRANCE, "extra_body": {"temperature": 0}}
+PARSER = """
+import json, sys
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+parser = make_arg_parser(FlexibleArgumentParser())
+for words in json.loads(sys.argv[1]):
+    read = parser.parse_args(words)
+    print(read.model_tag, read.port, read.tensor_parallel_size, read.pipeline_parallel_size, read.dtype,
+          read.kv_cache_dtype, read.quantization, read.enforce_eager, [one.name for one in read.lora_modules])
+"""
 PATIENCE = 400.0  # seconds for a replica to come up, beside other tests
 
 
 @pytest.fixture(scope="module")
-def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FactoryProcess]:
+def environment() -> Path:
     try:
-        environment = vllm.environment()
+        return vllm.environment()
     except vllm.NotHere as error:
         pytest.skip(f"vLLM for processors cannot be installed here: {error}")
+
+
+@pytest.fixture(scope="module")
+def factory(tmp_path_factory: pytest.TempPathFactory, environment: Path) -> Iterator[FactoryProcess]:
     folder = tmp_path_factory.mktemp("vllm")
     folder.parent.chmod(0o755)
     with FactoryProcess(folder / "data", local_host=False, vllm=environment).start() as process:
@@ -133,6 +154,44 @@ def test_vllm_serves_a_real_model_and_an_adapter(usina: Usina, factory: FactoryP
     until(counted_all, limit=30)
     assert "vllm" in good(usina("endpoint", "show", "chat"))
     assert "POST /v1/embeddings" in good(usina("endpoint", "logs", "chat"))
+
+
+def command(stack: str, options: dict[str, str]) -> list[str]:
+    """What a replica with an adapter is started with, after the word ``serve``."""
+    facts = ModelFacts("llama", 8_030_261_248, "bf16", 32, 32, 8, 128, 4096, 128_256, 131_072)
+    model = Model("mdl-1", "a/eight", "c" * 40, (ModelFile("model.safetensors", 16 << 30, "0" * 64),), facts)
+    gpus = (DeviceRequest(DeviceKind.GPU, 4),)
+    spec = EndpointSpec(Variant(model.name, model.revision), "vllm", devices=gpus, options=options, context=4096)
+    PLUGIN.check(spec)
+    assert PLUGIN.recipe is not None
+    wish = Wish(model, spec, stack, "chat", {"fr": model}, {"image": "vllm:1"}, gangs=stack == "slurm")
+    words = PLUGIN.recipe(wish).task.command
+    if words[0] == "/bin/sh":  # the script of a gang
+        words = tuple(shlex.split(next(line for line in words[2].splitlines() if " serve model " in line)))
+        words = words[: words.index("&")]
+    assert words[:2] == ("vllm", "serve")
+    return [word.replace("{port}", "8000") for word in words[2:]]
+
+
+def test_vllm_understands_what_replicas_on_gpus_are_started_with(environment: Path) -> None:
+    """Nothing of it is run here: there is no GPU."""
+    more = {"quantization": "awq", "tool_call_parser": "hermes", "reasoning_parser": "deepseek_r1"}
+    asked = [
+        *(("container", {"dtype": dtype}) for dtype in DTYPES),
+        *(("container", {"kv_cache_dtype": cache}) for cache in CACHES),
+        ("container", {**more, "enforce_eager": "true"}),
+        ("slurm", {"nodes": "2"}),
+    ]
+    words = json.dumps([command(*one) for one in asked])
+    python = environment / "bin" / "python"
+    read = subprocess.run([python, "-c", PARSER, words], capture_output=True, text=True, env={"HOME": "/tmp"})
+    assert not read.returncode, read.stderr
+    assert [line for line in read.stdout.splitlines() if line.startswith("model ")] == [
+        *(f"model 8000 4 1 {dtype} auto None False ['fr']" for dtype in DTYPES),
+        *(f"model 8000 4 1 auto {cache} None False ['fr']" for cache in CACHES),
+        "model 8000 4 1 auto auto awq True ['fr']",
+        "model 8000 4 2 auto auto None False ['fr']",
+    ]
 
 
 def test_an_environment_without_vllm_is_told_at_the_start(tmp_path: Path) -> None:

@@ -43,8 +43,8 @@ SETTINGS = {
     "program": "The command vllm, in that image or on nodes (vllm).",
     "environment": "On this machine: the folder of a virtual environment that vLLM is installed in.",
 }
-_DTYPES = ("auto", "half", "bfloat16", "float16", "float32")
-_CACHES = ("auto", "fp8", "fp8_e4m3", "fp8_e5m2")
+DTYPES = ("auto", "half", "bfloat16", "float16", "float32")
+CACHES = ("auto", "fp8", "fp8_e4m3", "fp8_e5m2")
 _WORD = re.compile(r"[a-z0-9_]{1,64}\Z")
 _USABLE = 0.9
 _CUDA = 2 * GiB
@@ -54,7 +54,7 @@ _RANK = 64  # the largest that vLLM takes for an adapter without being told: 16;
 
 
 def check(spec: EndpointSpec) -> None:
-    for name, allowed in (("dtype", _DTYPES), ("kv_cache_dtype", _CACHES), ("enforce_eager", ("true", "false"))):
+    for name, allowed in (("dtype", DTYPES), ("kv_cache_dtype", CACHES), ("enforce_eager", ("true", "false"))):
         value = spec.options.get(name, allowed[0])
         if value not in allowed:
             raise Invalid(f"options.{name}: must be one of {', '.join(allowed)}", field=f"options.{name}")
