@@ -210,6 +210,8 @@ def test_vllm_over_two_nodes_is_a_gang_of_ray() -> None:
     assert (shell, flag) == ("/bin/sh", "-c")
     for word in ("ray start --head", "ray start --address", "--pipeline-parallel-size 2", "--tensor-parallel-size 8"):
         assert word in script
+    assert script.count("--node-ip-address") == 2 and "RAY_AUTH_MODE=token" in script  # else anybody may run code there
+    assert "VLLM_HOST_IP" not in recipe.task.environment
     with pytest.raises(Refused, match=r"8 x H100 of 80 GiB on a host"):
         made(VLLM, wish(HUGE, "vllm", offers=offers))
 
