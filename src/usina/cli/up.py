@@ -77,6 +77,7 @@ def up(
       usina up --hub-upstream https://hub.example.org --hub-token-file /etc/usina-hub.token
       usina up --policy fragmentation --policy cpu:pack
       usina up --gateway-workers 4
+      usina up --runtime vllm.environment=/opt/vllm
       usina up --runtime vllm.image=docker.io/vllm/vllm-openai:latest
       usina up --traces http://localhost:4318 --traces-share 0.2
     """
