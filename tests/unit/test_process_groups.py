@@ -1,14 +1,18 @@
-"""Control groups on recorded trees: v1, v2 and both; and what /proc says of processes."""
+"""Control groups on recorded trees: v1, v2 and both; and what the kernel says of processes."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import resource
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from usina.drivers.process.warden.groups import Group, Limits, find, parse_mounts, parse_own
-from usina.drivers.process.warden.kernel import parse_stat, stat_of
+from usina.drivers.process.warden.kernel import has_ended, kill, open_process, parse_stat, stat_of
 
 V1 = """30 24 0:26 / /sys/fs/cgroup ro,nosuid shared:9 - tmpfs tmpfs ro,mode=755
 31 30 0:27 / /sys/fs/cgroup/memory rw,relatime shared:10 - cgroup cgroup rw,memory
@@ -179,3 +183,28 @@ def test_our_own_process_is_known() -> None:
     found = stat_of(os.getpid())
     assert found is not None and found.parent == os.getppid() and found.start > 0
     assert stat_of(1 << 30) is None
+
+
+def test_the_end_of_a_process_is_seen_by_a_descriptor_of_any_number() -> None:
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 2000:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (2000, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    process = subprocess.Popen(["sleep", "600"])
+    try:
+        found = stat_of(process.pid)
+        assert found
+        assert open_process(process.pid, found.start + 1) is None, "another process of the same number"
+        low = open_process(process.pid, found.start)
+        assert low is not None
+        high = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 1500)
+        begun = time.monotonic()
+        assert not has_ended(high)
+        assert not has_ended(high, patience=-1.0)
+        assert not has_ended(high, patience=0.02)
+        assert time.monotonic() - begun >= 0.02
+        kill(high)
+        assert has_ended(high, patience=30)
+        for fd in (low, high):
+            os.close(fd)
+    finally:
+        process.kill()
+        process.wait()

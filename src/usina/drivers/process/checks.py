@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-import select
 import tempfile
 from pathlib import Path
 from typing import Any, Final
 
 from usina.drivers.process.driver import network_program
-from usina.drivers.process.warden import groups, seccomp
+from usina.drivers.process.warden import groups, kernel, seccomp
 from usina.drivers.process.warden.spawn import Sandboxes, release, words
 from usina.hardware.folders import mounts
 from usina.ports.driver import Check
@@ -50,7 +49,7 @@ def _try_one(folder: str) -> str:
     try:
         started = sandboxes.make(record, folder)
         release(started.tell(words(record)))
-        select.select([started.own], [], [], _PATIENCE)
+        kernel.has_ended(started.own, _PATIENCE)
         for fd in (started.own, *started.says):
             os.close(fd)
     finally:

@@ -108,7 +108,7 @@ def connect(client: socket.socket, inside: Inside, port: int, reply: Callable[[s
     try:
         join(inside, ("net",))
         far = _connected(port, inside.address)
-        if select.select([inside.init], [], [], 0)[0]:  # its network may be another's by now
+        if kernel.has_ended(inside.init):  # its network may be another's by now
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
     except OSError as error:
         client.sendall(reply(f"nothing answers on its port {port}: {os.strerror(error.errno or errno.ETIMEDOUT)}"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import select
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
@@ -165,6 +166,14 @@ def open_process(pid: int, start: int) -> int | None:
 def kill(pidfd: int, number: int = signal.SIGKILL) -> None:
     with suppress(ProcessLookupError):
         signal.pidfd_send_signal(pidfd, number)
+
+
+def has_ended(pidfd: int, patience: float = 0.0) -> bool:
+    """Whether its process has; waits for it for so many seconds. By poll, as a busy warden's descriptors have numbers
+    that select cannot do with."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(max(0.0, patience) * 1000))
 
 
 def kill_all_of(pids: Sequence[int], uid: int) -> None:

@@ -234,15 +234,20 @@ def unreachable(network: Address) -> bytes:
     return struct.pack("=IHHII", 16 + len(body), 24, flags, 1, 0) + body
 
 
-def end(folder: str) -> None:
-    """End a run's program, where it has one."""
+def end(folder: str) -> bool:
+    """End a run's program, where it has one. Whether it is gone; it may need a moment."""
     text = _text(f"{folder}/network")
     known: Mapping[str, Any] = json.loads(text) if text else {}
-    if known and known["boot"] == kernel.boot_id():
-        fd = kernel.open_process(known["pid"], known["start"])
-        if fd is not None:
-            kernel.kill(fd)
-            os.close(fd)
+    if not known or known["boot"] != kernel.boot_id():
+        return True
+    fd = kernel.open_process(known["pid"], known["start"])
+    if fd is None:
+        return True
+    try:
+        kernel.kill(fd)
+        return kernel.has_ended(fd)
+    finally:
+        os.close(fd)
 
 
 def _text(path: str) -> str:

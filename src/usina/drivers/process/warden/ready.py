@@ -7,7 +7,6 @@ a run comes. One that ends before that is forgotten.
 from __future__ import annotations
 
 import os
-import select
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -147,7 +146,7 @@ class ReadySandboxes:
         until = time.monotonic() + _PATIENCE
         for ready in self._waiting:
             kernel.kill(ready.started.own)
-            select.select([ready.started.own], [], [], max(0.0, until - time.monotonic()))
+            kernel.has_ended(ready.started.own, until - time.monotonic())
             self._let_go(ready)
             while not ready.group.remove() and time.monotonic() < until:
                 time.sleep(_AGAIN)

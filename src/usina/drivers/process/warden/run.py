@@ -262,8 +262,7 @@ class Run:
             self._over = True
             return
         self._open_gate()
-        if self.record["network"] == "outbound":
-            network.end(self.folder)
+        self._end_network()
         watched = self._own >= 0
         self._let_go()
         status = self._status()
@@ -275,7 +274,7 @@ class Run:
         self.end["silent"] = not self.log.end
         self.end["usage"] = None if use is None else [use.cpu, use.memory, use.peak]
         self._settle()
-        self._clear_group()
+        self._clear()
 
     def _drain(self) -> None:
         for fd, lines in self._says.items():
@@ -315,12 +314,16 @@ class Run:
             journal.replace(self._journal, {"record": record, "end": self.end})
         self.log.close()
 
-    def _clear_group(self, tries: int = _TRIES) -> None:
-        """What joined it from outside may need a moment to go."""
-        if not self.group.remove() and tries:
-            if self.record["uid"] is not None:
+    def _end_network(self) -> bool:
+        return self.record["network"] != "outbound" or network.end(self.folder)
+
+    def _clear(self, tries: int = _TRIES) -> None:
+        """What joined it from outside, and the program of its network, may need a moment to go."""
+        empty, alone = self.group.remove(), self._end_network()
+        if not (empty and alone) and tries:
+            if not empty and self.record["uid"] is not None:
                 kernel.kill_all_of(self.group.processes(), self.record["uid"])
-            self._loop.later(_AGAIN, lambda: self._clear_group(tries - 1))
+            self._loop.later(_AGAIN, lambda: self._clear(tries - 1))
             return
         self.over = True
         self.changed()
