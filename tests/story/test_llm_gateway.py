@@ -224,6 +224,50 @@ async def test_errors_of_replicas_have_the_form_that_clients_expect(tmp_path: Pa
         assert [one.failed for one in await made.settled(3)] == [3]
 
 
+async def test_an_adapter_is_asked_for_as_the_runtime_has_it(tmp_path: Path) -> None:
+    bird = Parrot()
+    adapters = {"law": Variant("a/law"), "fr": Variant("a/fr")}
+    async with day(tmp_path, bird, adapters=adapters) as made:
+        await made.openai.chat.completions.create(model="lab/chat:law", messages=HI)
+        made.site.endpoints["ept-chat"] = replace(made.site.endpoints["ept-chat"], adapters_by="lora")
+        made.running.publish()
+        for name, more in (("chat:law", {}), ("chat:fr", {}), ("chat", {"lora": [{"id": 1, "scale": 1}]})):
+            await made.openai.chat.completions.create(model=name, messages=HI, extra_body=more)
+        base = made.running.url.removesuffix("/v1")
+        async with anthropic.AsyncAnthropic(base_url=base, api_key=token_of(made.key), max_retries=0) as client:
+            await client.messages.create(model="chat:law", max_tokens=5, messages=HI)
+            await client.messages.create(model="chat", max_tokens=5, messages=HI)
+            with suppress(anthropic.APIResponseValidationError):
+                await client.messages.count_tokens(model="chat:law", messages=HI)
+        law, french = [{"id": 1, "scale": 1.0}], [{"id": 0, "scale": 1.0}]
+        assert [body["model"] for body in bird.asked] == ["law", *["chat"] * 6]
+        assert [body.get("lora") for body in bird.asked] == [None, law, french, [], law, [], []]
+        paths = [head[":path"].removeprefix("/v1") for head in bird.heads]
+        assert paths == ["/chat/completions"] * 5 + ["/messages", "/messages/count_tokens"]
+
+
+async def test_while_adapters_change_nobody_gets_another(tmp_path: Path) -> None:
+    """Replicas that were made with others number them otherwise, or do not have them."""
+    old, new = Parrot(), Parrot()
+    async with day(tmp_path, old, new, adapters={"fr": Variant("a/fr"), "law": Variant("a/law")}) as made:
+        offered = replace(made.site.endpoints["ept-chat"], adapters_by="lora")
+        was, now = offered.replicas
+        made.site.endpoints["ept-chat"] = replace(offered, replicas=(replace(was, adapters=("law",)), now))
+        made.running.publish()
+        for name in ["chat:law", "chat:fr"] * 6:
+            await made.openai.chat.completions.create(model=name, messages=HI)
+        assert [body["lora"][0]["id"] for body in old.asked] == [0] * len(old.asked)
+        assert [body["lora"][0]["id"] for body in new.asked].count(0) == 6, "only the new one has French"
+        made.site.endpoints["ept-chat"] = replace(offered, replicas=(replace(was, adapters=("law",)),))
+        made.running.publish()
+        with pytest.raises(
+            openai.InternalServerError, match="replicas with the adapter fr are being started"
+        ) as caught:
+            await made.openai.chat.completions.create(model="chat:fr", messages=HI)
+        assert (caught.value.status_code, caught.value.response.headers["retry-after"]) == (503, "2")
+        await made.openai.chat.completions.create(model="chat:law", messages=HI)
+
+
 async def test_messages_are_made_chats_where_the_runtime_knows_nothing_else(tmp_path: Path) -> None:
     bird, deaf = Parrot(), Parrot(status=400)
     async with day(tmp_path, bird) as made, parrots(deaf) as ports:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from usina.core.llm import Every, Limits, Usage, period
 from usina.core.tenancy import Role
 from usina.ports.llm import Slice
-from usina.services.llm.ask import Verb, read, with_limit, with_model
+from usina.services.llm.ask import Verb, read, with_limit, with_members
 from usina.services.llm.book import Book
 from usina.services.llm.journal import Journal
 from usina.services.llm.line import Line
@@ -24,7 +24,7 @@ from usina.services.llm.refusal import Refusal
 from usina.services.llm.responses import Answer, ResponseEvents, as_chat
 from usina.services.llm.route import BLOCK, DEEPEST, OWNERS, Memory, chain_of, choose
 from usina.services.llm.stream import Events, used_in
-from usina.testing.llm import Site, secret_of, token_of
+from usina.testing.llm import VARIANT, Site, secret_of, token_of
 
 # --- what is asked
 
@@ -75,7 +75,7 @@ def test_what_cannot_be_meant_names_the_member(body: bytes, param: str | None) -
 
 def test_members_are_replaced_and_the_rest_is_not_touched() -> None:
     body = b'{"model":"m","messages":[{"role":"user","content":"h\\u00e9"}],"x":1.50}'
-    assert with_model(body, "other") == body.replace(b'"m"', b'"other"')
+    assert with_members(body, {"model": "other"}) == body.replace(b'"m"', b'"other"')
     asked = read(Verb.CHAT, body)
     assert json.loads(with_limit(asked, 5))["max_tokens"] == 5
 
@@ -369,6 +369,32 @@ def test_a_name_is_for_those_who_may_use_it() -> None:
         with pytest.raises(Refusal) as refused:
             book.meant(caller, name)
         assert refused.value.status == 404
+
+
+@pytest.mark.parametrize(
+    ("models", "listed"),
+    [
+        ((), ["chat", "chat:fr", "chat:law"]),
+        (("chat",), ["chat", "chat:fr", "chat:law"]),
+        (("chat:fr",), ["chat:fr"]),
+    ],
+)
+def test_adapters_are_names_too(models: tuple[str, ...], listed: list[str]) -> None:
+    made = Site()
+    made.project("lab")
+    made.endpoint("chat", "prj-lab", [1], adapters={"law": VARIANT, "fr": VARIANT})
+    ann = made.key("ann", project="prj-lab", limits=Limits(models=models), tnt_1=Role.MEMBER)
+    book = Book(made.directory(), secret_of)
+    caller = book.caller(None, token_of(ann).encode(), 0.0)
+    assert [name for name, _ in book.listed(caller)] == listed
+    for name in ("chat", "chat:fr", "chat:law"):
+        if name in listed:
+            assert book.meant(caller, name).adapter == name.partition(":")[2]
+        else:
+            with pytest.raises(Refusal):
+                book.meant(caller, name)
+    with pytest.raises(Refusal):
+        book.meant(caller, "chat:nothing")
 
 
 @pytest.mark.parametrize("roles", [{}, {"tnt_1": Role.VIEWER}, {"tnt_2": Role.ADMIN}])

@@ -153,13 +153,38 @@ def test_llama_cpp_takes_one_model_with_all_its_parts() -> None:
         ({"options": {"cache_type": "f64"}}, "options.cache_type"),
         ({"options": {"gpu": "yes"}}, "options.gpu"),
         ({"options": {"pooling": "rank"}}, "options.pooling"),
-        ({"adapters": {"x": Variant("a/x")}}, "adapters"),
     ],
 )
 def test_llama_cpp_refuses(more: dict[str, Any], told: str) -> None:
     with pytest.raises(Invalid) as caught:
         LLAMA_CPP.check(EndpointSpec(Variant("a/b"), "llama.cpp", **more))
     assert caught.value.field == told
+
+
+def test_llama_cpp_numbers_its_adapters() -> None:
+    adapters = {name: model(f"a/{name}", SMOLLM2, **{f"{name}-f16__gguf": 1 * MiB}) for name in ("law", "fr")}
+    one = wish(SMALL, "llama.cpp", "local", adapters=adapters)
+    assert footprint(one).weights == footprint(wish(SMALL, "llama.cpp", "local")).weights + 2 * MiB
+    recipe = made(LLAMA_CPP, one)
+    assert one.numbered == ("fr", "law")
+    assert pairs(recipe)["--lora-scaled"] == "adapters/fr.gguf:0,adapters/law.gguf:0"
+    assert [f.path for f in recipe.task.files] == ["model/model.gguf", "adapters/fr.gguf", "adapters/law.gguf"]
+    assert recipe.mark != made(LLAMA_CPP, replace(one, adapters={"fr": adapters["fr"]})).mark
+    assert "--lora-scaled" not in made(LLAMA_CPP, wish(SMALL, "llama.cpp", "local")).task.command
+
+
+@pytest.mark.parametrize(
+    ("adapter", "more", "field"),
+    [
+        (model("a/x", SMOLLM2, x__safetensors=1), {}, "adapters.x"),
+        (model("a/x", SMOLLM2, one__gguf=1, two__gguf=1), {}, "adapters.x"),
+        (model("a/x", SMOLLM2, one__gguf=1), {"options": {"pooling": "mean"}}, "adapters"),
+    ],
+)
+def test_llama_cpp_refuses_adapters(adapter: Model, more: dict[str, Any], field: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        made(LLAMA_CPP, wish(SMALL, "llama.cpp", "local", adapters={"x": adapter}, **more))
+    assert caught.value.field == field
 
 
 def test_llama_cpp_says_how_little_memory_would_do() -> None:

@@ -44,9 +44,13 @@ async def source(
         if plugin is None or not plugin.brings_model or variant.revision:
             raise
         model = Model("", variant.model, "", ())
-    found = {
-        name: await models.resolve(context, project, one.model, one.revision or None) for name, one in adapters.items()
-    }
+    found = {}
+    for name, one in adapters.items():
+        try:
+            found[name] = await models.resolve(context, project, one.model, one.revision or None)
+        except NotFound:
+            told = f"adapters.{name}: there is no model {one.model}{'@' if one.revision else ''}{one.revision}"
+            raise NotFound(told, field=f"adapters.{name}") from None
     return Source(model, found)
 
 
@@ -118,7 +122,7 @@ async def _on(
             homes |= {file.digest: repository.project for file in model.files}
     used = tuple(model.id for model in (made_of.model, *made_of.adapters.values()) if model.id)
     await check_possible(context, _trial(context, project, name, recipe), driver.queues, None)
-    return replace(recipe, homes=homes, models=used)
+    return replace(recipe, homes=homes, models=used, adapters=wish.numbered)
 
 
 def _trial(context: Context, project: Project, name: str, recipe: Recipe) -> Task:

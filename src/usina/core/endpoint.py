@@ -51,6 +51,7 @@ class Recipe:
     secret: str = ""  # the variable in which a replica finds the secret of the endpoint
     homes: Mapping[str, str] = field(default_factory=dict)  # digest -> the project that has the content
     models: tuple[str, ...] = ()  # ids of the models that it is made of
+    adapters: tuple[str, ...] = ()  # names, in the order of their numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,7 @@ class Replica:
     handle: str = ""  # of the run
     port: int = 0
     since: Instant = 0.0  # in this state
+    adapters: tuple[str, ...] = ()  # that it was made with
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,7 @@ class Instance(NamedTuple):
     port: int = 0
     silent_since: Instant = 0.0  # its host; 0: it answers
     evicted: bool = False  # its host is being drained
+    adapters: tuple[str, ...] = ()
 
     @property
     def over(self) -> bool:
@@ -318,7 +319,7 @@ def _replica(one: Instance, status: EndpointStatus, now: Instant) -> Replica:
     if known is not None and known.state is ReplicaState.DRAINING:
         state = ReplicaState.DRAINING
     since = known.since if known is not None and known.state is state else now
-    return Replica(one.id, state, one.variant, one.provider, one.stack, one.handle, one.port, since)
+    return Replica(one.id, state, one.variant, one.provider, one.stack, one.handle, one.port, since, one.adapters)
 
 
 def draining(status: EndpointStatus, ids: Sequence[str], now: Instant) -> EndpointStatus:

@@ -53,6 +53,7 @@ def replica_task(endpoint: Endpoint, recipe: Recipe, id: str, secrets: Mapping[s
             "recipe": recipe.mark,
             "model": recipe.variant.model,
             "revision": recipe.variant.revision,
+            **({"adapters": ",".join(recipe.adapters)} if recipe.adapters else {}),
         },
         parent=endpoint.id,
     )
@@ -78,4 +79,5 @@ def instance_of(task: Task, evicted: bool = False) -> Instance:
         port=task.spec.ports[0] if task.spec.ports else 0,
         silent_since=silent if task.phase is Phase.UNREACHABLE else 0.0,
         evicted=evicted,
+        adapters=tuple(filter(None, task.labels.get("adapters", "").split(","))),
     )

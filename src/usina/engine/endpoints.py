@@ -90,7 +90,10 @@ class EndpointHand:
         for number in range(count, 0, -1):
             tasks = [self._ordered(endpoint, recipe) for _ in range(number)]
             fresh = tuple(
-                Replica(task.id, ReplicaState.STARTING, recipe.variant, since=self._clock.now()) for task in tasks
+                Replica(
+                    task.id, ReplicaState.STARTING, recipe.variant, since=self._clock.now(), adapters=recipe.adapters
+                )
+                for task in tasks
             )
             replicas = (*endpoint.status.replicas, *fresh)
             status = replace(endpoint.status, replicas=replicas, refusal="", refused_at=0.0)

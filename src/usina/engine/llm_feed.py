@@ -83,4 +83,5 @@ class LlmFeed:
             endpoint.status.replicas,
             secret,
             messages=runtime is not None and runtime.messages,
+            adapters_by=runtime.adapters_by if runtime is not None else "model",
         )

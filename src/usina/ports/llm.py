@@ -31,6 +31,7 @@ class Offered:
     replicas: tuple[Replica, ...] = ()
     secret: str = ""  # opened; of an external upstream
     messages: bool = True  # its replicas speak Anthropic's messages
+    adapters_by: str = "model"  # as in `ports.runtime`
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from typing import Literal
 
 import msgspec
 
@@ -37,6 +38,11 @@ class Wish:
     shares_network: bool = False  # replicas on one host of this stack share its ports
     gangs: bool = False  # the stack runs a gang as a whole
 
+    @property
+    def numbered(self) -> tuple[str, ...]:
+        """Names of its adapters, in the order of their numbers."""
+        return tuple(sorted(self.adapters))
+
 
 @dataclass(frozen=True, slots=True)
 class RuntimePlugin:
@@ -50,6 +56,9 @@ class RuntimePlugin:
     settings: Mapping[str, str]  # the operator's -> one sentence
     brings_model: bool = False  # its image may have the model in it: then the model has no files
     messages: bool = False  # it speaks Anthropic's messages; else the gateway makes chats of them
+    adapters_by: Literal["model", "lora"] = "model"
+    """How a request asks for an adapter: by its name, as the ``model``; or by its number, in the member ``lora`` of
+    chats and completions (llama.cpp's), and not in messages."""
     recipe: Callable[[Wish], Recipe] | None = None  # raises core.errors.Invalid or Refused, with numbers
     check: Callable[[EndpointSpec], None] = lambda spec: None  # raises Invalid naming the field
     tool: Callable[[Mapping[str, str]], Tool | None] = lambda settings: None

@@ -109,8 +109,9 @@ class Site:
         return key
 
     def endpoint(self, name: str, project: str, ports: Sequence[int], **spec: Any) -> Offered:
+        variant, adapters = spec.get("variant", VARIANT), tuple(sorted(spec.get("adapters", ())))
         replicas = tuple(
-            Replica(f"tsk-{name}-{n}", ReplicaState.READY, spec.get("variant", VARIANT), handle=f"{n}", port=port)
+            Replica(f"tsk-{name}-{n}", ReplicaState.READY, variant, handle=f"{n}", port=port, adapters=adapters)
             for n, port in enumerate(ports)
         )
         wish = replace(EndpointSpec(VARIANT, "parrot", maximum=4, slots=1000), **spec)

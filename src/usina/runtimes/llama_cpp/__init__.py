@@ -9,12 +9,13 @@ from usina.runtimes.llama_cpp.tool import tool
 
 PLUGIN = RuntimePlugin(
     name="llama.cpp",
-    summary="Serves GGUF files, on processors and GPUs.",
+    summary="Serves GGUF files, on processors and GPUs, with adapters.",
     formats=(".gguf",),
     stacks=("local", "container"),
     options=OPTIONS,
     settings=SETTINGS,
     messages=True,
+    adapters_by="lora",
     recipe=recipe,
     check=check,
     tool=tool,

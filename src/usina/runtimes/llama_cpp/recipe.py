@@ -2,7 +2,7 @@
 
 Memory, on the host or, with `devices`, on them:
 
-    weights  = bytes of the GGUF file (all parts of one that is split); they are mapped, and counted in full
+    weights  = bytes of the GGUF file (all parts of one that is split) and of adapters; mapped, and counted in full
     cache    = as in `core.footprint`, in the type of the option ``cache_type``: f16 2 bytes, q8_0 34/32, q4_0 18/32
     overhead = 160 MiB for the program, + 4 bytes × 512 tokens × (vocabulary + 8 × hidden) for the buffers of one batch
 
@@ -55,8 +55,6 @@ def check(spec: EndpointSpec) -> None:
         raise Invalid(f"options.pooling: must be one of {', '.join(_POOLINGS)}", field="options.pooling")
     if not re.fullmatch(r"[a-z0-9._-]{0,64}", spec.options.get("chat_template", "")):
         raise Invalid("options.chat_template: must be the name of a built-in template", field="options.chat_template")
-    if spec.adapters:
-        raise Invalid("adapters: llama.cpp cannot be asked for one by its name; vllm can", field="adapters")
 
 
 def chosen(model: Model, wanted: str) -> tuple[ModelFile, ...]:
@@ -82,10 +80,24 @@ def footprint(wish: Wish) -> Footprint:
         batch = _longest(wish)
         buffers = 4 * batch * (facts.heads * batch + 8 * facts.hidden)
     return Footprint(
-        sum(file.size for file in files),
+        sum(file.size for file in (*files, *_adapters(wish).values())),
         cache_of(facts, tokens, _TYPES[wish.spec.options.get("cache_type", "f16")]),
         _PROGRAM + buffers,
     )
+
+
+def _adapters(wish: Wish) -> dict[str, ModelFile]:
+    """By number: name -> its file. Raises `Invalid`."""
+    if wish.adapters and _embeds(wish):
+        raise Invalid("adapters: llama.cpp has none for embeddings", field="adapters")
+    found = {}
+    for name in wish.numbered:
+        try:
+            (found[name],) = chosen(wish.adapters[name], "")
+        except (Invalid, ValueError):
+            told = f"adapters.{name}: {wish.adapters[name].name} must have one GGUF file"
+            raise Invalid(told, field=f"adapters.{name}") from None
+    return found
 
 
 def _embeds(wish: Wish) -> bool:
@@ -116,7 +128,10 @@ def recipe(wish: Wish) -> Recipe:
         ),
         tool="" if image else "llama.cpp",
         image=image,
-        files=tuple(File(file.digest, f"{FOLDER}/{file.path}", shared=True) for file in files),
+        files=(
+            *(File(file.digest, f"{FOLDER}/{file.path}", shared=True) for file in files),
+            *(File(file.digest, _place(name), shared=True) for name, file in _adapters(wish).items()),
+        ),
         network=Network.HOST if wish.shares_network else Network.NONE,
         cores=cores,
         memory=memory,
@@ -142,9 +157,15 @@ def _words(
     if _embeds(wish):
         batch = str(_longest(wish))
         words += ["--embedding", "--batch-size", batch, "--ubatch-size", batch]
+    if wish.adapters:  # without weight, for who asks for none
+        words += ["--lora-scaled", ",".join(f"{_place(name)}:0" for name in wish.numbered)]
     if pooling := spec.options.get("pooling"):
         words += ["--pooling", pooling]
     return (*words, "--no-webui")
+
+
+def _place(adapter: str) -> str:
+    return f"adapters/{adapter}.gguf"
 
 
 def _cores(wish: Wish) -> float:

@@ -37,6 +37,7 @@ def options(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=2048)
     parser.add_argument("--ubatch-size", type=int, default=512)
     parser.add_argument("--pooling", default="")
+    parser.add_argument("--lora-scaled", default="")
     for flag in ("--metrics", "--slots", "--embedding", "--jinja", "--no-webui"):
         parser.add_argument(flag, action="store_true")
     return parser.parse_args(words)
@@ -57,6 +58,7 @@ def parameters(library: Any, given: argparse.Namespace) -> Any:
     wanted.n_batch, wanted.n_ubatch = given.batch_size, given.ubatch_size
     if given.pooling:
         wanted.pooling_type = getattr(library.llama_pooling_type, f"LLAMA_POOLING_TYPE_{given.pooling.upper()}")
+    wanted.lora_adapters = [_adapter(library, *text.rsplit(":", 1)) for text in given.lora_scaled.split(",") if text]
     if given.threads:
         wanted.cpuparams.n_threads = wanted.cpuparams_batch.n_threads = given.threads
     if given.chat_template:
@@ -66,6 +68,12 @@ def parameters(library: Any, given: argparse.Namespace) -> Any:
     wanted.warmup = False  # the health check is answered by the first who is ready, not by the first answer
     wanted.fit_params = False  # memory is worked out beforehand
     return wanted
+
+
+def _adapter(library: Any, path: str, scale: str) -> Any:
+    found = library.CommonAdapterLoraInfo()
+    found.path, found.scale = path, float(scale)
+    return found
 
 
 def _cache_type(library: Any, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
@@ -153,10 +154,12 @@ def read(verb: Verb, body: bytes) -> Ask:
     )
 
 
-def with_model(body: bytes, model: str) -> bytes:
-    """The same body with another ``model``."""
+def with_members(body: bytes, changed: Mapping[str, Any]) -> bytes:
+    """The same body with these members instead of its own."""
+    if not changed:
+        return body
     members = _WHOLE.decode(body)
-    members["model"] = msgspec.Raw(msgspec.json.encode(model))
+    members |= {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in changed.items()}
     return msgspec.json.encode(members)
 
 

@@ -128,14 +128,21 @@ class Book:
         return Meant(id, adapter)
 
     def listed(self, caller: Caller) -> list[tuple[str, Offered]]:
-        """(name, endpoint) of everything it may ask for, the short name where that is enough."""
+        """(name, endpoint) of everything it may ask for, adapters too; the short name where that is enough."""
         shortest: dict[str, str] = {}
         for name, id in sorted(caller.names.items(), key=lambda item: ("/" in item[0], item[0])):
             if id:
                 shortest.setdefault(id, name)
         allowed = set(caller.key.limits.models)
-        found = [(name, self.directory.endpoints[id]) for id, name in shortest.items()]
-        return sorted((pair for pair in found if not allowed or {pair[0], pair[1].name} & allowed), key=lambda p: p[0])
+        found = [
+            (f"{name}:{adapter}" if adapter else name, self.directory.endpoints[id], name)
+            for id, name in shortest.items()
+            for adapter in ("", *self.directory.endpoints[id].spec.adapters)
+        ]
+        return sorted(
+            ((name, one) for name, one, plain in found if not allowed or {plain, name, one.name} & allowed),
+            key=lambda pair: pair[0],
+        )
 
     def keeps(self, project: str) -> bool:
         """Whether a project wants prompts and answers kept."""

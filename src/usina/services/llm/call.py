@@ -8,14 +8,14 @@ and `_stand_up`; nothing is tried again once the client has got a byte.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from usina.core.llm import Usage
 from usina.ports.llm import Request, Sink
 from usina.services.llm import refusal as refusals
-from usina.services.llm.ask import VERBS, Verb, read, with_limit, with_model
+from usina.services.llm.ask import VERBS, Verb, read, with_limit, with_members
 from usina.services.llm.book import Meant
 from usina.services.llm.guarding import Guards, Watched, now
 from usina.services.llm.live import Live, Seat
@@ -101,8 +101,7 @@ class OneCall:
         if gateway.traces is not None:
             span = gateway.traces.begin(f"{operation(verb)} {ask.model}", request.headers)
             self.trail = Trail(span, self) if span is not None else None
-        if not self.live.offered.messages:
-            ask.as_chat()
+        self._understand()
         ask.check_context(self.live.offered.spec.context)
         project, self.tenant = gateway.book.payer(caller, self.live.offered)
         if gateway.prompts is not None and gateway.book.keeps(project):
@@ -131,14 +130,21 @@ class OneCall:
             if self._over:
                 return
             self.ask = read(self.ask.verb, body)
-            if not self.live.offered.messages:
-                self.ask.as_chat()
+            self._understand()
             self._reserve(self.gateway.wall())
         except Refusal as refusal:
             self.refuse(refusal)
         except Exception:
             log.exception("a request could not be guarded", request=self.request_id.decode())
             self.refuse(refusals.fault())
+
+    def _understand(self) -> None:
+        """Make of the request what replicas understand. Raises `Refusal`."""
+        offered = self.live.offered
+        if self.ask.verb is Verb.COUNT:
+            self.meant = Meant(self.meant.endpoint)  # an adapter counts as its model does
+        if not offered.messages or (self.meant.adapter and offered.adapters_by == "lora"):
+            self.ask.as_chat()
 
     def _reserve(self, wall: float) -> None:
         if not self.purses:
@@ -184,7 +190,8 @@ class OneCall:
         live = self.live
         self._chain = self._beginnings()
         # Who comes while others wait does not go before them.
-        seat = live.seat(self._chain, self.tried) if not live.line or self.tried else None
+        free = not live.line or self.tried
+        seat = live.seat(self._chain, self.tried, self.meant.adapter) if free else None
         if seat is None:
             if self.tried or not self._may_wait():
                 if self._fall_back():
@@ -201,7 +208,7 @@ class OneCall:
     def called(self) -> None:
         """Its turn in the line has come, and there is room."""
         self._chain = self._beginnings()
-        seat = self.live.seat(self._chain, ())
+        seat = self.live.seat(self._chain, (), self.meant.adapter)
         assert seat is not None
         self.sit(seat)
 
@@ -221,6 +228,9 @@ class OneCall:
 
     def sit(self, seat: Seat) -> None:
         """This replica it is: take a place, and a connection."""
+        if self.meant.adapter and self.meant.adapter not in seat.replica.adapters:
+            self.refuse(refusals.unavailable(f"replicas with the adapter {self.meant.adapter} are being started", 2.0))
+            return
         self.seat = seat
         self.model = seat.replica.variant.model
         seat.take()
@@ -253,10 +263,19 @@ class OneCall:
         connection.send(self._head(len(body)) + body, Watched(self, self._guards) if watched else self)  # type: ignore[arg-type]
 
     def _body(self) -> bytes:
-        """As it came, but for the name, where the replica calls its model otherwise."""
-        spec = self.live.offered.spec
-        name = self.meant.adapter or (spec.variant.model if spec.runtime == "external" else self.live.offered.name)
-        return self.ask.body if name == self.ask.model else with_model(self.ask.body, name)
+        """As it came, but for the name, where the replica calls its model otherwise, and for its choice of an adapter,
+        which is not the client's: its key may be for one of them only."""
+        assert self.seat is not None
+        offered, adapter, adapters = self.live.offered, self.meant.adapter, self.seat.replica.adapters
+        name = offered.spec.variant.model if offered.spec.runtime == "external" else offered.name
+        changed: dict[str, Any] = {}
+        if offered.adapters_by == "model":
+            name = adapter or name
+        elif adapters:  # those that are not listed have no weight
+            changed["lora"] = [{"id": adapters.index(adapter), "scale": 1.0}] if adapter else []
+        if name != self.ask.model:
+            changed["model"] = name
+        return with_members(self.ask.body, changed)
 
     def _head(self, length: int) -> bytes:
         asked = self.request.headers
@@ -444,7 +463,7 @@ class OneCall:
         if seat is not None:
             self.tried.append(seat.id)
         if len(self.tried) < TRIES:
-            other = self.live.seat(self._chain, self.tried)
+            other = self.live.seat(self._chain, self.tried, self.meant.adapter)
             if other is not None:
                 self.sit(other)
                 return

@@ -136,7 +136,7 @@ class LlmGateway:
             return msgspec.json.encode({"object": "list", "data": [_model(*one) for one in listed]})
         name = path.removeprefix("/models/")
         for known, offered in listed:
-            if name in (known, offered.name):
+            if name == known or (name == offered.name and ":" not in known):
                 return msgspec.json.encode(_model(known, offered))
         raise refusals.unknown_model(name)
 

@@ -113,11 +113,14 @@ class Live:
 
     # --- choosing
 
-    def seat(self, chain: Sequence[int], tried: Sequence[str]) -> Seat | None:
-        """A replica that can take one request more now; None where all are at work."""
+    def seat(self, chain: Sequence[int], tried: Sequence[str], adapter: str = "") -> Seat | None:
+        """A replica that can take one request more now; None where all are at work. With the adapter, if one has it:
+        they are not alike while they change."""
         open = self._open(tried)
         if not open:
             return None
+        if adapter:
+            open = [seat for seat in open if adapter in seat.replica.adapters] or open
         choice = choose(self._of_variant(open) or open, chain, self.memory)
         found = self.seats[choice.replica]
         found.unread = choice.unread
