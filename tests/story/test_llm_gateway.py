@@ -239,11 +239,11 @@ async def test_an_adapter_is_asked_for_as_the_runtime_has_it(tmp_path: Path) -> 
             await client.messages.create(model="chat", max_tokens=5, messages=HI)
             with suppress(anthropic.APIResponseValidationError):
                 await client.messages.count_tokens(model="chat:law", messages=HI)
-        law, french = [{"id": 1, "scale": 1.0}], [{"id": 0, "scale": 1.0}]
+        french, law, neither = ([{"id": 0, "scale": x}, {"id": 1, "scale": y}] for x, y in ((1, 0), (0, 1), (0, 0)))
         assert [body["model"] for body in bird.asked] == ["law", *["chat"] * 6]
-        assert [body.get("lora") for body in bird.asked] == [None, law, french, [], law, [], []]
+        assert [body.get("lora") for body in bird.asked] == [None, law, french, neither, law, neither, neither]
         paths = [head[":path"].removeprefix("/v1") for head in bird.heads]
-        assert paths == ["/chat/completions"] * 5 + ["/messages", "/messages/count_tokens"]
+        assert paths == ["/chat/completions"] * 6 + ["/messages/count_tokens"]
 
 
 async def test_while_adapters_change_nobody_gets_another(tmp_path: Path) -> None:
@@ -256,8 +256,10 @@ async def test_while_adapters_change_nobody_gets_another(tmp_path: Path) -> None
         made.running.publish()
         for name in ["chat:law", "chat:fr"] * 6:
             await made.openai.chat.completions.create(model=name, messages=HI)
-        assert [body["lora"][0]["id"] for body in old.asked] == [0] * len(old.asked)
-        assert [body["lora"][0]["id"] for body in new.asked].count(0) == 6, "only the new one has French"
+        assert all(body["lora"] == [{"id": 0, "scale": 1.0}] for body in old.asked)
+        french = [{"id": 0, "scale": 1.0}, {"id": 1, "scale": 0.0}]
+        assert [body["lora"] for body in new.asked].count(french) == 6, "only the new one has it"
+        assert len(old.asked) + len(new.asked) == 12
         made.site.endpoints["ept-chat"] = replace(offered, replicas=(replace(was, adapters=("law",)),))
         made.running.publish()
         with pytest.raises(

@@ -100,22 +100,29 @@ def test_adapters_of_a_real_model(usina: Usina, factory: FactoryProcess, weights
     ):
 
         def say(model: str, **more: Any) -> str:
-            chat = client.chat.completions.create(model=model, max_tokens=10, temperature=0, **ASKED, extra_body=more)
+            chat = client.chat.completions.create(model=model, max_tokens=6, temperature=0, **ASKED, extra_body=more)
             return chat.choices[0].message.content or ""
 
         assert [one.id for one in client.models.list()] == ["bare", "bare:odd"]
         plain, odd = say("bare"), say("bare:odd")
         assert plain != odd
         assert [say("bare"), say("bare:odd"), say("bare", lora=[{"id": 0, "scale": 1.0}])] == [plain, odd, plain]
-        response = client.responses.create(model="bare:odd", input=QUESTION, max_output_tokens=10, temperature=0)
+        response = client.responses.create(model="bare:odd", input=QUESTION, max_output_tokens=6, temperature=0)
         assert response.output_text == odd
         for name, text in (("bare", plain), ("bare:odd", odd)):
-            message = claude.messages.create(model=name, max_tokens=10, extra_body={"temperature": 0}, **ASKED)
+            message = claude.messages.create(model=name, max_tokens=6, extra_body={"temperature": 0}, **ASKED)
             assert message.content[0].type == "text" and message.content[0].text == text
             assert claude.messages.count_tokens(model=name, **ASKED).input_tokens == message.usage.input_tokens
-        begun = {"prompt": QUESTION, "max_tokens": 10, "temperature": 0}
-        texts = [client.completions.create(model=name, **begun).choices[0].text for name in ("bare", "bare:odd")]
-        assert texts[0] != texts[1]
+        begun: Any = {"prompt": QUESTION, "max_tokens": 1, "temperature": 0, "logprobs": 1}
+        told = [client.completions.create(model=name, **begun).choices[0].logprobs for name in ("bare", "bare:odd")]
+        assert told[0] and told[1] and told[0].model_dump() != told[1].model_dump()
+
+        only = ("--project", "main", "--model", "bare:odd")
+        narrow = json.loads(good(usina("key", "create", "narrow", *only, "-o", "json")))
+        with openai.OpenAI(base_url=f"{url}/v1", api_key=narrow["token"], max_retries=0, timeout=60) as other:
+            assert [one.id for one in other.models.list()] == ["bare:odd"]
+            with pytest.raises(openai.NotFoundError):
+                other.chat.completions.create(model="bare", max_tokens=1, **ASKED)
 
         (before,) = json.loads(good(usina("endpoint", "replicas", "bare", "-o", "json")))
         good(usina("endpoint", "change", "bare", "--adapter", "late=lab/late", "--adapter", "odd=lab/odd", "--no-wait"))

@@ -24,7 +24,8 @@ Expires = Annotated[
 
 
 Models = Annotated[
-    list[str] | None, typer.Option("--model", help="It may use this endpoint only; may be given again.", metavar="NAME")
+    list[str] | None,
+    typer.Option("--model", help="It may use this endpoint (or ENDPOINT:ADAPTER) only; repeat it.", metavar="NAME"),
 ]
 Requests = Annotated[int, typer.Option(help="Requests to models a minute; 0: no limit.", min=0)]
 Tokens = Annotated[int, typer.Option(help="Tokens a minute, of prompts and answers; 0: no limit.", min=0)]

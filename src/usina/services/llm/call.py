@@ -140,10 +140,9 @@ class OneCall:
 
     def _understand(self) -> None:
         """Make of the request what replicas understand. Raises `Refusal`."""
-        offered = self.live.offered
         if self.ask.verb is Verb.COUNT:
             self.meant = Meant(self.meant.endpoint)  # an adapter counts as its model does
-        if not offered.messages or (self.meant.adapter and offered.adapters_by == "lora"):
+        if not self.live.speaks(self.ask.verb):
             self.ask.as_chat()
 
     def _reserve(self, wall: float) -> None:
@@ -213,7 +212,10 @@ class OneCall:
         self.sit(seat)
 
     def _beginnings(self) -> Sequence[int]:
-        return chain_of(self.ask.text, self._session()) if len(self.live.seats) > 1 else ()
+        if len(self.live.seats) < 2:
+            return ()
+        adapter = self.meant.adapter  # what a replica remembers of a prompt is of its model or of one adapter
+        return chain_of(self.ask.text, f"{adapter}:{self._session()}" if adapter else self._session())
 
     def _may_wait(self) -> bool:
         return len(self.live.line) < self.live.offered.spec.waiting
@@ -271,8 +273,8 @@ class OneCall:
         changed: dict[str, Any] = {}
         if offered.adapters_by == "model":
             name = adapter or name
-        elif adapters:  # those that are not listed have no weight
-            changed["lora"] = [{"id": adapters.index(adapter), "scale": 1.0}] if adapter else []
+        elif adapters:  # all of them: where none is listed, llama.cpp goes on with what another's adapter remembers
+            changed["lora"] = [{"id": n, "scale": float(one == adapter)} for n, one in enumerate(adapters)]
         if name != self.ask.model:
             changed["model"] = name
         return with_members(self.ask.body, changed)
@@ -488,7 +490,7 @@ class OneCall:
 
     def _is_understood(self, other: Live) -> bool:
         """Whether it can be asked there what was asked here."""
-        if not other.offered.messages:
+        if not other.speaks(self.ask.verb):
             try:
                 self.ask.as_chat()
             except Refusal:

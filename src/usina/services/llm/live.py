@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from usina.core.endpoint import Load, Replica, ReplicaState
 from usina.ports.llm import Offered
+from usina.services.llm.ask import Verb
 from usina.services.llm.line import Line
 from usina.services.llm.route import Memory, choose
 from usina.services.llm.shared import SharedCount, Table
@@ -110,6 +111,12 @@ class Live:
         for seat in self.seats.values():
             seat.pool.abort()
         self.seats.clear()
+
+    def speaks(self, verb: Verb) -> bool:
+        """Whether replicas understand what is asked so; else a chat is made of it. Messages choose no adapter."""
+        if verb is Verb.MESSAGES and self.offered.adapters_by == "lora":
+            return not any(seat.replica.adapters for seat in self.seats.values()) and not self.offered.spec.adapters
+        return self.offered.messages
 
     # --- choosing
 
