@@ -35,7 +35,7 @@ async def process_host(folder: Path, **options: Any) -> AsyncIterator[ProcessDri
         for handle in list(await driver.survey()):
             await driver.remove(handle)
         await driver._client.shutdown()
-        until(lambda: left_of(folder), lambda left: not left, limit=5)
+        until(lambda: left_of(folder), lambda left: not left)
         assert not os.listdir(folder / "process" / "runs")
         assert os.listdir(folder / "process" / "box") == ["etc"]
 

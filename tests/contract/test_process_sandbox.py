@@ -61,7 +61,7 @@ def warden(driver: ProcessDriver) -> int:
 
 def host_pid(text: str) -> int:
     """The host's number of the innermost process whose command line has a text."""
-    return until(lambda: [pid for pid in pids() if command_of(pid).startswith(text)], limit=5)[0]
+    return until(lambda: [pid for pid in pids() if command_of(pid).startswith(text)])[0]
 
 
 # --- hostile tasks
@@ -445,7 +445,7 @@ async def test_a_killed_warden_loses_no_run(stack: ProcessDriver) -> None:
         async with begun(stack, plan("sleep 600", time_limit=3.0)) as long:
             await until_said(stack, counting.handle, "line 3")
             await _kill(stack)
-            until(lambda: not processes_that(lambda text: text.startswith("sleep 0.3")), limit=5)
+            until(lambda: not processes_that(lambda text: text.startswith("sleep 0.3")))
             assert (await ended(stack, short.handle)).code == 5
             end = await ended(stack, counting.handle)
             assert (end.how, end.code) == (End.EXITED, 9)
@@ -540,7 +540,7 @@ async def test_a_killed_sandbox_takes_its_processes_along(stack: ProcessDriver) 
         os.kill(first, signal.SIGKILL)
         end = await ended(stack, run.handle)
         assert (end.how, end.code) == (End.EXITED, 137)
-        until(lambda: not processes_that(lambda text: text.startswith("sleep 613")), limit=5)
+        until(lambda: not processes_that(lambda text: text.startswith("sleep 613")))
 
 
 @root_only
@@ -563,7 +563,7 @@ async def test_a_shutdown_ends_the_warden_and_no_run(stack: ProcessDriver) -> No
         await until_said(stack, run.handle, "up")
         pid = warden(stack)
         await stack._client.shutdown()
-        until(lambda: "warden" not in command_of(pid), limit=5)
+        until(lambda: "warden" not in command_of(pid))
         assert isinstance(await stack.observe(run.handle), Running)
         assert warden(stack) != pid
 
@@ -620,7 +620,7 @@ async def test_a_command_beside_it_is_in_its_groups(stack: ProcessDriver, tmp_pa
             members = Path(folder, "cgroup.procs").read_text().split()
             assert {str(pid), str(host_pid("sleep 600"))} <= set(members)
         await line.close()
-        until(lambda: not processes_that(lambda text: text.startswith("sleep 617")), limit=5)
+        until(lambda: not processes_that(lambda text: text.startswith("sleep 617")))
 
 
 async def test_a_terminal_has_a_size_and_a_name(stack: ProcessDriver) -> None:
@@ -807,7 +807,7 @@ async def test_without_root_it_works_with_less(tmp_path: Path) -> None:
     assert told["end"] == ["exited", 7] and told["said"] == ["hello", "1000"]
     assert told["exec"] == "inside\n" and told["stopped"] == "stopped" and told["dial"] == "hello"
     assert told["outbound"] in ("exited", "refused")
-    until(lambda: not of_users(65_533, 65_533), limit=5)
+    until(lambda: not of_users(65_533, 65_533))
 
 
 _ORDINARY = """

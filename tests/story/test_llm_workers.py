@@ -297,7 +297,7 @@ async def test_killed_one_after_the_other_they_lose_no_count(factory: FactoryPro
         async def left() -> list[int]:
             return [pid for pid in after if is_alive(pid)]
 
-        await eventually(left, lambda found: not found, limit=2)
+        await eventually(left, lambda found: not found)
 
     def used() -> int:
         rows = factory.call("GET", "/usage", by="key")["items"]
