@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed
 
 from usina.drivers.libvirt.daemon import ensure_local_daemon
 from usina.testing.inside import serial_line, ssh, ssh_answers, ssh_key, tunnel, websocket
-from usina.testing.process import FactoryProcess, Json, factory_process
+from usina.testing.process import FactoryProcess, Json, end_helpers, factory_process
 from usina.testing.traces import traces
 from usina.testing.waiting import until
 
@@ -91,7 +91,8 @@ class Guest:
 @pytest.fixture(scope="module")
 def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FactoryProcess]:
     ensure_local_daemon()
-    with factory_process(tmp_path_factory.mktemp("real") / "factory") as factory:
+    folder = tmp_path_factory.mktemp("real")
+    with factory_process(folder / "factory") as factory:
         image = factory.call("POST", "/images", {"name": "tiny", "recipe": "tiny", "visibility": "public", **MAIN})
         factory.phase(f"/images/{image['id']}", "ready", limit=300)
         id = factory.id
@@ -99,6 +100,7 @@ def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FactoryProcess
             yield factory
         finally:
             factory.wipe()
+    end_helpers(folder)
     assert traces(id, factory.made) == set(), "something of it is left"
 
 
