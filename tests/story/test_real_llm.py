@@ -38,9 +38,7 @@ def factory(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
     folder.parent.chmod(0o755)
     with FactoryProcess(folder / "data", workers=request.param) as process:
         yield process
-        for endpoint in process.call("GET", "/endpoints")["items"]:
-            process.delete(f"/endpoints/{endpoint['id']}")
-            process.gone(f"/endpoints/{endpoint['id']}", limit=60)
+        process.empty(("endpoints",))
         assert process.call("GET", "/tasks")["items"] == []
     end_helpers(folder)
 

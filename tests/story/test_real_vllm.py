@@ -64,9 +64,7 @@ def factory(tmp_path_factory: pytest.TempPathFactory, environment: Path) -> Iter
         try:
             yield process
         finally:
-            for endpoint in process.call("GET", "/endpoints")["items"]:
-                process.call("DELETE", f"/endpoints/{endpoint['id']}")
-                process.gone(f"/endpoints/{endpoint['id']}", 60)
+            process.empty(("endpoints",))
     end_helpers(folder)
 
 
