@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -185,9 +186,15 @@ def test_our_own_process_is_known() -> None:
     assert stat_of(1 << 30) is None
 
 
-def test_the_end_of_a_process_is_seen_by_a_descriptor_of_any_number() -> None:
-    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 2000:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (2000, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_the_end_of_a_process_is_seen_by_a_descriptor_of_any_number(many_files: None) -> None:
     process = subprocess.Popen(["sleep", "600"])
     try:
         found = stat_of(process.pid)
