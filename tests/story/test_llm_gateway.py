@@ -262,12 +262,19 @@ async def test_while_adapters_change_nobody_gets_another(tmp_path: Path) -> None
         assert len(old.asked) + len(new.asked) == 12
         made.site.endpoints["ept-chat"] = replace(offered, replicas=(replace(was, adapters=("law",)),))
         made.running.publish()
-        with pytest.raises(
-            openai.InternalServerError, match="replicas with the adapter fr are being started"
-        ) as caught:
+        with pytest.raises(openai.InternalServerError, match="no replica with the adapter fr is free") as caught:
             await made.openai.chat.completions.create(model="chat:fr", messages=HI)
         assert (caught.value.status_code, caught.value.response.headers["retry-after"]) == (503, "2")
         await made.openai.chat.completions.create(model="chat:law", messages=HI)
+        spare = Parrot(words=("from elsewhere",))
+        async with parrots(spare) as ports:
+            made.site.endpoint("spare", "prj-lab", ports)
+            law = made.site.endpoints["ept-chat"]
+            made.site.endpoints["ept-chat"] = replace(law, spec=replace(law.spec, fallback=("spare",)))
+            made.running.publish()
+            for name, text in (("chat:fr", "from elsewhere"), ("chat:law", "hello there")):
+                answer = await made.openai.chat.completions.create(model=name, messages=HI)
+                assert answer.choices[0].message.content == text
 
 
 async def test_messages_are_made_chats_where_the_runtime_knows_nothing_else(tmp_path: Path) -> None:

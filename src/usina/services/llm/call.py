@@ -230,8 +230,10 @@ class OneCall:
 
     def sit(self, seat: Seat) -> None:
         """This replica it is: take a place, and a connection."""
-        if self.meant.adapter and self.meant.adapter not in seat.replica.adapters:
-            self.refuse(refusals.unavailable(f"replicas with the adapter {self.meant.adapter} are being started", 2.0))
+        adapter = self.meant.adapter
+        if adapter and adapter not in seat.replica.adapters:
+            if not self._fall_back():
+                self.refuse(refusals.unavailable(f"no replica with the adapter {adapter} is free", 2.0))
             return
         self.seat = seat
         self.model = seat.replica.variant.model

@@ -114,9 +114,12 @@ class Live:
 
     def speaks(self, verb: Verb) -> bool:
         """Whether replicas understand what is asked so; else a chat is made of it. Messages choose no adapter."""
-        if verb is Verb.MESSAGES and self.offered.adapters_by == "lora":
-            return not any(seat.replica.adapters for seat in self.seats.values()) and not self.offered.spec.adapters
-        return self.offered.messages
+        choosing = verb is Verb.MESSAGES and self.offered.adapters_by == "lora"
+        return self.offered.messages and not (choosing and self._has_adapters())
+
+    def _has_adapters(self) -> bool:
+        """Now, or as soon as there are replicas again."""
+        return bool(self.offered.spec.adapters) or any(seat.replica.adapters for seat in self.seats.values())
 
     # --- choosing
 
