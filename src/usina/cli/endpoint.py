@@ -106,7 +106,7 @@ def create(
 
     Examples:
       usina endpoint create chat --model smollm2-135m-instruct --replicas 0..4
-      usina endpoint create law --model smollm2-135m-instruct --adapter fr=acme/french-lora
+      usina endpoint create texts --model smollm2-135m-instruct --adapter law=acme/law-lora
       usina endpoint create big --model meta-llama/llama-3.1-70b-instruct --runtime vllm --context 16384
       usina endpoint create gpt --runtime external --model gpt-5 --url https://api.example.com/v1 --secret API_KEY
     """

@@ -2,7 +2,7 @@
 
 Memory, on the host or, with `devices`, on them:
 
-    weights  = bytes of the GGUF file (all parts of one that is split) and of adapters; mapped, and counted in full
+    weights  = bytes of the GGUF file (all parts of one that is split; mapped, and counted in full) and of adapters
     cache    = as in `core.footprint`, in the type of the option ``cache_type``: f16 2 bytes, q8_0 34/32, q4_0 18/32
     overhead = 160 MiB for the program, + 4 bytes × 512 tokens × (vocabulary + 8 × hidden) for the buffers of one batch
 

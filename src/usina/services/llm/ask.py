@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
 
 import msgspec
 
+from usina.ports.llm import Offered
 from usina.services.llm import messages, responses
 from usina.services.llm.refusal import Refusal, invalid
 from usina.services.llm.stream import Events, Used
@@ -152,6 +153,21 @@ def read(verb: Verb, body: bytes) -> Ask:
         session=told.prompt_cache_key or told.user or "",
         turned=turned,
     )
+
+
+def as_known(ask: Ask, offered: Offered, adapters: Sequence[str], adapter: str) -> bytes:
+    """The body as a replica that was made with `adapters` is asked for one of them, or for none (""): as it came, but
+    for the name, where the replica calls its model otherwise, and for the choice of an adapter, which is not the
+    client's, as its key may be for one of them only."""
+    name = offered.spec.variant.model if offered.spec.runtime == "external" else offered.name
+    changed: dict[str, Any] = {}
+    if offered.adapters_by == "model":
+        name = adapter or name
+    elif adapters:  # all of them: where none is listed, llama.cpp goes on with what another's adapter remembers
+        changed["lora"] = [{"id": n, "scale": float(one == adapter)} for n, one in enumerate(adapters)]
+    if name != ask.model:
+        changed["model"] = name
+    return with_members(ask.body, changed)
 
 
 def with_members(body: bytes, changed: Mapping[str, Any]) -> bytes:

@@ -8,14 +8,14 @@ and `_stand_up`; nothing is tried again once the client has got a byte.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 
 from usina.core.llm import Usage
 from usina.ports.llm import Request, Sink
 from usina.services.llm import refusal as refusals
-from usina.services.llm.ask import VERBS, Verb, read, with_limit, with_members
+from usina.services.llm.ask import VERBS, Verb, as_known, read, with_limit
 from usina.services.llm.book import Meant
 from usina.services.llm.guarding import Guards, Watched, now
 from usina.services.llm.live import Live, Seat
@@ -260,26 +260,12 @@ class OneCall:
             self._failed(reason, blame=True)
 
     def _send(self, connection: Connection) -> None:
+        assert self.seat is not None
         self.connection = connection
         self.upstream_at = self.gateway.clock()
-        body = self._body()
+        body = as_known(self.ask, self.live.offered, self.seat.replica.adapters, self.meant.adapter)
         watched = self._guards is not None and self._guards.answers
         connection.send(self._head(len(body)) + body, Watched(self, self._guards) if watched else self)  # type: ignore[arg-type]
-
-    def _body(self) -> bytes:
-        """As it came, but for the name, where the replica calls its model otherwise, and for its choice of an adapter,
-        which is not the client's: its key may be for one of them only."""
-        assert self.seat is not None
-        offered, adapter, adapters = self.live.offered, self.meant.adapter, self.seat.replica.adapters
-        name = offered.spec.variant.model if offered.spec.runtime == "external" else offered.name
-        changed: dict[str, Any] = {}
-        if offered.adapters_by == "model":
-            name = adapter or name
-        elif adapters:  # all of them: where none is listed, llama.cpp goes on with what another's adapter remembers
-            changed["lora"] = [{"id": n, "scale": float(one == adapter)} for n, one in enumerate(adapters)]
-        if name != self.ask.model:
-            changed["model"] = name
-        return with_members(self.ask.body, changed)
 
     def _head(self, length: int) -> bytes:
         asked = self.request.headers
