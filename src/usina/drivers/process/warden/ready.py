@@ -59,6 +59,8 @@ class ReadySandboxes:
         self._sandboxes, self._spares = sandboxes, spares
         self._lend, self._give_back = lend, give_back
         self._waiting: list[Ready] = []
+        self._dropped: list[Ready] = []  # whose end has not come yet
+        self._clearing: list[Group] = []  # that the dead have not left yet
         self._begun_at = 0.0
         self._filling = True
         loop.later(0, self._fill)
@@ -123,7 +125,12 @@ class ReadySandboxes:
     def drop(self, ready: Ready) -> None:
         """End one that was taken."""
         kernel.kill(ready.started.own)
-        self._loop.watch(ready.started.own, lambda: self._gone(ready))
+        self._dropped.append(ready)
+        self._loop.watch(ready.started.own, lambda: self._ended(ready))
+
+    def _ended(self, ready: Ready) -> None:
+        self._dropped.remove(ready)
+        self._gone(ready)
 
     def _gone(self, ready: Ready) -> None:
         self._let_go(ready)
@@ -138,19 +145,24 @@ class ReadySandboxes:
 
     def _clear(self, group: Group, until: float) -> None:
         """The dead may leave their group a moment after their end is told."""
+        if group in self._clearing:
+            self._clearing.remove(group)
         if not group.remove() and time.monotonic() < until:
+            self._clearing.append(group)
             self._loop.later(_AGAIN, lambda: self._clear(group, until))
 
     def close(self) -> None:
-        """End what waits, and see it gone."""
+        """End what waits, and see it gone; and what is going already."""
         until = time.monotonic() + _PATIENCE
-        for ready in self._waiting:
+        ending = [*self._waiting, *self._dropped]
+        for ready in ending:
             kernel.kill(ready.started.own)
             kernel.has_ended(ready.started.own, until - time.monotonic())
             self._let_go(ready)
-            while not ready.group.remove() and time.monotonic() < until:
+        for group in (*(ready.group for ready in ending), *self._clearing):
+            while not group.remove() and time.monotonic() < until:
                 time.sleep(_AGAIN)
-        self._waiting = []
+        self._waiting, self._dropped, self._clearing = [], [], []
 
 
 def make(
