@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import os
@@ -11,7 +12,7 @@ import socket
 import subprocess
 import tarfile
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +320,46 @@ async def test_files_at_absolute_places(stack: ProcessDriver, tmp_path: Path) ->
         with pytest.raises(DriverError) as failure:
             await stack.start(plan(files=(FilePlan(str(tmp_path / "f"), path),)), silent)
         assert failure.value.lasting
+
+
+@root_only
+async def test_a_refused_start_answers_when_nothing_is_left_of_it(stack: ProcessDriver, tmp_path: Path) -> None:
+    if "task:limits" not in (await stack.inventory()).traits:
+        pytest.skip("no control groups here")
+    await stack.survey()
+    until(lambda: sum(_said_to_wait(pid) for pid in pids()) == 2)
+    before = _groups_of_waiting(tmp_path)
+    (tmp_path / "f").write_text("placed\n")
+    with _left_late(before.values()):
+        with pytest.raises(DriverError):
+            await stack.start(plan(files=(FilePlan(str(tmp_path / "f"), "../escaped"),)), silent)
+        assert (len(before), len(_groups_of_waiting(tmp_path))) == (2, 1)
+
+
+def _said_to_wait(pid: int) -> bool:
+    try:
+        return waits(pid, *UIDS) and Path(f"/proc/{pid}/comm").read_text() == "usina-spare\n"
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def _left_late(groups: Iterable[list[Path]]) -> Iterator[None]:
+    """Groups that are not empty for a moment longer, as where the dead take theirs."""
+    with contextlib.ExitStack() as lingering:
+        for folders in groups:
+            lingers = lingering.enter_context(subprocess.Popen(["sleep", "0.4"]))
+            for folder in folders:
+                (folder / "cgroup.procs").write_text(f"{lingers.pid}\n")
+        yield
+
+
+def _groups_of_waiting(folder: Path) -> dict[str, list[Path]]:
+    """Of each sandbox that waits, the folders of its group."""
+    found: dict[str, list[Path]] = {}
+    for group in Path("/sys/fs/cgroup").glob(f"**/{opened(folder).group}/spare-*"):
+        found.setdefault(group.name, []).append(group)
+    return found
 
 
 async def test_the_working_directory_may_be_below(stack: ProcessDriver) -> None:

@@ -290,17 +290,30 @@ class House:
             network.attach(*where, self.settings["network_program"], run.record["uid"], run.network_made)
 
     def _fail(self, handle: str, error: Exception, answers: list[Answer]) -> None:
-        """Leave nothing of a run that could not be begun, then say why."""
-        run = self.runs.pop(handle, None)
-        if run is not None:
-            self._uids.discard(run.record["uid"])
-            run.give_up()
+        """Leave nothing of a run that could not be begun, then say why. Meanwhile it is being removed."""
         if isinstance(error, OSError):
             name = error.filename or ""
             lasting = error.errno in (errno.ENOENT, errno.E2BIG, errno.ENAMETOOLONG)
             error = files.Refused(f"{name}: {error.strerror}" if name else str(error.strerror), lasting=lasting)
+        run = self.runs.pop(handle, None)
+        self._removing.setdefault(handle, [])
         self.changed(handle)
-        self._clear(handle, lambda problem: _tell_all(answers, error))
+
+        def over(problem: Exception | None) -> None:
+            for waiting in self._removing.pop(handle):
+                waiting(problem)
+            for answer in answers:
+                answer(error)
+
+        def gone() -> None:
+            if run is not None:
+                self._uids.discard(run.record["uid"])
+            self._clear(handle, over)
+
+        if run is None:
+            gone()
+        else:
+            run.give_up(gone)
 
     # --- removing
 
@@ -339,19 +352,12 @@ class House:
             if os.path.isdir(f"{self.state}/box/{handle}"):
                 return answer(files.Refused("its folder could not be removed", lasting=False))
             files.clear(f"{self.state}/runs/{handle}", run_program)
-            for waiting in self._removing.pop(handle, []) if handle not in self.runs else []:
-                waiting(None)
             answer(None)
 
         if pid is None:
             cleared(0)
         else:
             self.loop.when_over(pid, cleared)
-
-
-def _tell_all(answers: list[Answer], error: Exception) -> None:
-    for answer in answers:
-        answer(error)
 
 
 def _put(

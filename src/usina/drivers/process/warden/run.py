@@ -127,8 +127,8 @@ class Run:
         if self._cause:  # while it was being prepared, or by an earlier warden that was killed over it
             self._kill()
 
-    def give_up(self) -> None:
-        """It could not be begun: nothing of it was run, nor will be."""
+    def give_up(self, done: Callable[[], None]) -> None:
+        """It could not be begun: nothing of it was run, nor will be. `done` when its sandbox and group are gone."""
         self.log.close()
         for fd in self._pipes:
             self._loop.forget(fd)
@@ -139,18 +139,19 @@ class Run:
             self.started.give_up()
         self._open_gate()
         if self._own < 0:
-            self.group.remove()
-            return
+            return self._remove_group(done)
         kernel.kill(self._own)
-        self._loop.watch(self._own, self._drop_group)
+        self._loop.watch(self._own, lambda: self._drop_group(done))
 
-    def _drop_group(self) -> None:
+    def _drop_group(self, done: Callable[[], None]) -> None:
         self._let_go()
-        self._remove_group(_TRIES)
+        self._remove_group(done)
 
-    def _remove_group(self, tries: int) -> None:
-        if not self.group.remove() and tries:
-            self._loop.later(_AGAIN, lambda: self._remove_group(tries - 1))
+    def _remove_group(self, done: Callable[[], None], tries: int = _TRIES) -> None:
+        if self.group.remove() or not tries:
+            done()
+        else:
+            self._loop.later(_AGAIN, lambda: self._remove_group(done, tries - 1))
 
     def _let_go(self) -> None:
         if self._own >= 0:
