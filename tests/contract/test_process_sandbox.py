@@ -781,7 +781,7 @@ def busy_core() -> Iterator[int]:
     core = min(os.sched_getaffinity(0))
     work = f"import os, time; os.sched_setaffinity(0, [{core}])\nwhile time.process_time() < 15: pass"
     command = [PYTHON, "-c", work]
-    hogs = [subprocess.Popen(command, start_new_session=True) for _ in range(8)]
+    hogs = [subprocess.Popen(command, start_new_session=True) for _ in range(24)]
     yield core
     for hog in hogs:
         hog.kill()

@@ -21,7 +21,7 @@ from .spawn import Sandboxes, Started
 
 _MOST: Final = 2
 _QUIET: Final = 0.005  # seconds without a start, before another is made to wait
-_PATIENCE: Final = 2.0  # seconds for one to end
+_PATIENCE: Final = 5.0  # seconds for one to end
 _AGAIN: Final = 0.01  # seconds until another look at a group that is not empty
 
 

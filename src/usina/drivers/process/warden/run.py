@@ -36,6 +36,7 @@ _CHUNK: Final = 64 << 10
 _MOST_LEFT: Final = 64  # reads of what an ended run has left in a pipe: 4 MiB, more than any pipe holds
 _AGAIN: Final = 0.01  # seconds until what was not possible yet is tried again
 _TRIES: Final = 300
+_TRIES_TO_GO: Final = 3_000  # 30 s and more, as what was killed may have little right to a processor to end on
 _LONGEST: Final = 64 << 10  # bytes of a status
 _KILLED: Final = 128 + signal.SIGKILL
 _WORDS: Final = ("exit", "problem")
@@ -147,7 +148,7 @@ class Run:
         self._let_go()
         self._remove_group(done)
 
-    def _remove_group(self, done: Callable[[], None], tries: int = _TRIES) -> None:
+    def _remove_group(self, done: Callable[[], None], tries: int = _TRIES_TO_GO) -> None:
         if self.group.remove() or not tries:
             done()
         else:
@@ -318,7 +319,7 @@ class Run:
     def _end_network(self) -> bool:
         return self.record["network"] != "outbound" or network.end(self.folder)
 
-    def _clear(self, tries: int = _TRIES) -> None:
+    def _clear(self, tries: int = _TRIES_TO_GO) -> None:
         """What joined it from outside, and the program of its network, may need a moment to go."""
         empty, alone = self.group.remove(), self._end_network()
         if not (empty and alone) and tries:
