@@ -176,7 +176,7 @@ async def test_tiny(tmp_path: Path) -> None:
     files = await library(tmp_path).build(image, "tiny")
     assert not files.disk
     async with booted(files, RECIPES["tiny"].user, RECIPES["tiny"].memory, tmp_path) as guest:
-        print(f"tiny: SSH after {await guest.answers(60):.1f} s")
+        print(f"tiny: SSH after {await guest.answers(90):.1f} s")
         assert await guest.ssh("hostname") == f"{HOSTNAME}\n"
         await guest.says("usina-tiny ready", 20)
         assert "default via" in (await guest.ssh("ip route") or "")
