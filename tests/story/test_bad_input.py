@@ -209,16 +209,20 @@ async def test_bad_orders_of_other_things(quiet: Any, path: str, body: Json, sta
     assert await count(quiet) == before
 
 
-async def test_bodies_beyond_the_limit_and_bodies_that_are_not_json(quiet: Any) -> None:
-    big = await quiet.post("/machines", content=b"x" * (3 << 20), headers={"Content-Type": "application/json"})
-    assert big.status_code == 413
-
+@pytest.mark.parametrize("path", ["/machines", "/members", "/models/some/commits"])
+async def test_bodies_beyond_the_limit(quiet: Any, path: str) -> None:
     async def endless() -> AsyncIterator[bytes]:
         for _ in range(300):
             yield b" " * 10_000
 
-    stream = await quiet.post("/machines", content=endless(), headers={"Content-Type": "application/json"})
-    assert stream.status_code == 413
+    for content in (b"x" * (3 << 20), endless()):
+        answer = await quiet.post(path, content=content, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 413
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert (answer.json()["code"], answer.json()["field"]) == ("too-large", "body")
+
+
+async def test_bodies_that_are_not_json(quiet: Any) -> None:
     for content in (b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b'{"name": NaN}'):
         answer = await quiet.post("/machines", content=content, headers={"Content-Type": "application/json"})
         assert answer.status_code == 422, (content, answer.text)

@@ -146,10 +146,13 @@ def test_an_array_and_a_dependency(usina: Any, stack: str, archive: Path) -> Non
 
 @pytest.mark.parametrize("stack", STACKS)
 def test_ways_in_while_it_runs(usina: Any, site: Client, factory: FactoryProcess, stack: str, archive: Path) -> None:
-    serve = "echo up; while :; do nc -l -p 8099 -e echo answered; done"
+    serve = (  # 1FA3 is 8099
+        "(until grep -q :1FA3 /proc/net/tcp /proc/net/tcp6; do sleep 0.1; done; echo up) &\n"
+        "while :; do nc -l -p 8099 -e echo answered; done"
+    )
     if stack == "local":
         serve = (
-            'echo up; exec python3 -uc \'import socket\ns = socket.create_server(("", 8099))\n'
+            'exec python3 -uc \'import socket\ns = socket.create_server(("", 8099))\nprint("up")\n'
             'while True: c, _ = s.accept(); c.sendall(b"answered"); c.close()\''
         )
     name = f"in-{stack}"

@@ -51,7 +51,7 @@ _ORDERED = (
 
 def serve(house: House) -> ShortWay:
     """What is mounted: the application, told which house it serves, with a short way for orders."""
-    return ShortWay(house, application(), _V1, _ORDERED)
+    return ShortWay(house, door.LargeBodies(application()), _V1, _ORDERED)
 
 
 @cache

@@ -11,9 +11,11 @@ from typing import Annotated, Any
 import structlog
 from fastapi import Depends, Header, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from usina.app.context import Context, House
 from usina.core import errors
@@ -178,11 +180,40 @@ async def on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 400:  # FastAPI's word for bytes that are not JSON at all
         return _problem(422, "Invalid request", "body: not valid JSON", "invalid", "body")
-    codes = {404: "not-found", 405: "method-not-allowed", 413: "too-large"}
+    if error.status_code == 413:
+        return too_large()
+    codes = {404: "not-found", 405: "method-not-allowed"}
     response = _problem(error.status_code, "Not possible", str(error.detail), codes.get(error.status_code, "http"))
     for name, value in (error.headers or {}).items():
         response.headers[name] = value
     return response
+
+
+def too_large() -> Response:
+    return _problem(413, "Too large", "body: larger than is read here", "too-large", "body")
+
+
+class LargeBodies:
+    """ASGI: a problem in place of the framework's own words for a body whose length is told and too much, which pass
+    no error handler."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        replaced = False
+
+        async def tell(message: Message) -> None:
+            nonlocal replaced
+            if message["type"] == "http.response.start" and message["status"] == 413:
+                kind = Headers(raw=message["headers"]).get("content-type", "")
+                replaced = kind.startswith("text/plain")
+                if replaced:
+                    await too_large()(scope, receive, send)
+            if not replaced:
+                await send(message)
+
+        await self._app(scope, receive, tell)
 
 
 async def on_crash(request: Request, error: Exception) -> Response:
