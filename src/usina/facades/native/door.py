@@ -41,6 +41,7 @@ _STATUS: list[tuple[type[errors.UsinaError], int, str]] = [
     (errors.TooLarge, 413, "Too large"),
     (errors.Unavailable, 503, "Unavailable"),
 ]
+_TOO_LARGE = errors.TooLarge("body: larger than is read here", field="body")
 
 
 REQUEST_KEY = r"[!-~]{1,200}"
@@ -181,16 +182,12 @@ async def on_http(request: Request, error: Exception) -> Response:
     if error.status_code == 400:  # FastAPI's word for bytes that are not JSON at all
         return _problem(422, "Invalid request", "body: not valid JSON", "invalid", "body")
     if error.status_code == 413:
-        return too_large()
+        return problem(_TOO_LARGE)
     codes = {404: "not-found", 405: "method-not-allowed"}
     response = _problem(error.status_code, "Not possible", str(error.detail), codes.get(error.status_code, "http"))
     for name, value in (error.headers or {}).items():
         response.headers[name] = value
     return response
-
-
-def too_large() -> Response:
-    return _problem(413, "Too large", "body: larger than is read here", "too-large", "body")
 
 
 class LargeBodies:
@@ -209,7 +206,7 @@ class LargeBodies:
                 kind = Headers(raw=message["headers"]).get("content-type", "")
                 replaced = kind.startswith("text/plain")
                 if replaced:
-                    await too_large()(scope, receive, send)
+                    await problem(_TOO_LARGE)(scope, receive, send)
             if not replaced:
                 await send(message)
 

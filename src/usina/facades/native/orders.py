@@ -22,7 +22,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from usina.app.context import Context, House
-from usina.core.errors import Invalid
+from usina.core.errors import Invalid, TooLarge
+from usina.core.units import show_size
 from usina.facades.native.door import BODY_LIMIT, HOUSE, REQUEST_KEY, answer_to, authenticate, house_of
 
 Endpoint = Callable[..., Awaitable[Response]]
@@ -77,7 +78,7 @@ class ShortWay:
 
 
 async def _content(request: Request) -> bytes:
-    """The whole body. Raises `HTTPException` (413) as soon as it is seen to be too large."""
+    """The whole body. Raises `TooLarge` as soon as it is seen to be too large."""
     told = request.headers.get("content-length", "0")
     read, chunks = int(told) if told.isdecimal() else 0, []
     if read <= BODY_LIMIT:
@@ -88,7 +89,7 @@ async def _content(request: Request) -> bytes:
             if read > BODY_LIMIT:
                 break
     if read > BODY_LIMIT:
-        raise HTTPException(413)
+        raise TooLarge(f"body: at most {show_size(BODY_LIMIT)}", field="body")
     return b"".join(chunks)
 
 
