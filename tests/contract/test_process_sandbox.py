@@ -779,7 +779,7 @@ async def test_outbound_reaches_what_the_host_reaches(stack: ProcessDriver) -> N
 def busy_core() -> Iterator[int]:
     """A core that others use, for two minutes at most; what has little right to it waits long."""
     core = min(os.sched_getaffinity(0))
-    work = f"import os, time; os.sched_setaffinity(0, [{core}])\nwhile time.process_time() < 15: pass"
+    work = f"import os, time; os.sched_setaffinity(0, [{core}])\nwhile time.process_time() < 5: pass"
     command = [PYTHON, "-c", work]
     hogs = [subprocess.Popen(command, start_new_session=True) for _ in range(24)]
     yield core
