@@ -284,6 +284,30 @@ class TestArraysAndGangs:
 
 
 class TestInterruptions:
+    async def test_a_wish_to_stop_outlives_a_listing_on_its_way(
+        self, stack: SlurmDriver, make: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with begun(stack, make("sleep 60")) as run:
+            await running(stack, run.handle)
+            notes, wire = stack._notes, stack._register._wire
+            listing = wire.jobs
+
+            async def meanwhile() -> Any:
+                found = await listing()
+                note = notes.get(run.handle)
+                assert note
+                notes.put(replace(note, stopping=True))
+                return found
+
+            note = notes.get(run.handle)
+            assert note
+            notes.put(replace(note, since=0.0))  # a listing has something to note, too
+            with monkeypatch.context() as patch:
+                patch.setattr(wire, "jobs", meanwhile)
+                await stack._register.look(fresh=True)
+            note = notes.get(run.handle)
+            assert note and note.stopping and note.since
+
     async def test_a_controller_that_is_away_and_comes_back(
         self, cluster: slurm.Cluster, stack: SlurmDriver, make: Make
     ) -> None:

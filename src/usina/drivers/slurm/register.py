@@ -112,8 +112,10 @@ class Register:
 
     async def _list(self) -> None:
         began = time.monotonic()
-        notes = self.notes.all()  # before the listing: what is noted as submitted by now must be in it
-        grouped = self._grouped(await self._wire.jobs(), notes)
+        before = self.notes.all()  # before the listing: what is noted as submitted by now must be in it
+        jobs = await self._wire.jobs()
+        notes = {handle: self._now(note) for handle, note in before.items()}
+        grouped = self._grouped(jobs, notes)
         for handle in grouped.keys() - notes.keys():
             with contextlib.suppress(DriverError):  # a user that this machine does not know
                 notes[handle] = self._adopted(handle, grouped[handle])
@@ -127,6 +129,11 @@ class Register:
         self._jobs, self._listed = grouped, began
         if found != self._sights:
             self._sights = found
+
+    def _now(self, note: Note) -> Note:
+        """As it is noted by now: that it is to stop, or is removed, may have been noted while Slurm was asked."""
+        now = self.notes.get(note.handle)
+        return now if now and now.job == note.job else note
 
     async def _cancel_extra(self) -> None:
         """Jobs under a handle that another job of it has: a submission was repeated while the first was on its way."""
@@ -225,6 +232,7 @@ class Register:
             before = self._sights.get(note.handle)
             return before if isinstance(before, Queued | Running) else Running(note.since or note.at, str(note.job))
         exits = _exits(await self.collect(note, last=True))
+        note = self._now(note)
         ended = replace(_ended(note, jobs, known, exits), usage=_used(known, exits))
         self.notes.put(replace(note, ended=ended))
         self._settling.pop(note.handle, None)
