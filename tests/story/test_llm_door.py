@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import httpx2
 import pytest
@@ -102,6 +103,49 @@ async def test_through_asgi_it_is_the_same(factory: Running) -> None:
         client.headers["authorization"] = "Bearer usk-x-y"
         assert (await client.post(f"{base}chat/completions", content=b"x")).status_code == 401
         assert (await client.post(f"{base}chat/completions", content=b"x" * 100_000)).status_code == 413
+
+
+async def test_what_was_just_made_is_there_at_once(factory: Running) -> None:
+    """Though nobody has told the gateway of it: its standing look at what has changed is ended here."""
+    (standing,) = [task for task in asyncio.all_tasks() if task.get_name() == "directory"]
+    standing.cancel()
+    await asyncio.gather(standing, return_exceptions=True)
+    async with factory.client() as client:
+        made = await client.post("/keys", json={"name": "fresh", "project": "main"})
+        client.headers["authorization"] = f"Bearer {made.raise_for_status().json()['token']}"
+        base = str(client.base_url).replace("/api/v1", "/v1")
+        assert (await client.get(f"{base}models")).json() == {"object": "list", "data": []}
+        spec = {"runtime": "external", "model": "gpt", "url": "https://1.1.1.1/v1", "context": 1024}
+        (await client.post("/endpoints", json={"name": "far", "project": "main"} | spec)).raise_for_status()
+        looked = await client.post(f"{base}chat/completions", json={"model": "far", "messages": [], "max_tokens": 9999})
+        assert (looked.status_code, looked.json()["error"]["param"]) == (400, "max_tokens")
+        assert [model["id"] for model in (await client.get(f"{base}models")).json()["data"]] == ["far"]
+
+
+async def test_all_who_wait_share_one_look(factory: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But none that was begun before they came: it may have read already."""
+    feed, store = factory.factory.feed, factory.factory.store
+    (standing,) = [task for task in asyncio.all_tasks() if task.get_name() == "directory"]
+    standing.cancel()
+    await asyncio.gather(standing, return_exceptions=True)
+    reads, touched = 0, store.events.touched
+    reading, go_on = asyncio.Event(), asyncio.Event()
+
+    async def counted(*args: Any) -> tuple[int, bool]:
+        nonlocal reads
+        reads += 1
+        reading.set()
+        await go_on.wait()
+        return await touched(*args)
+
+    monkeypatch.setattr(store.events, "touched", counted)
+    first = asyncio.create_task(feed.look())
+    await reading.wait()
+    others = [asyncio.create_task(feed.look()) for _ in range(50)]
+    await asyncio.sleep(0)  # all of them wait
+    go_on.set()
+    await asyncio.gather(first, *others)
+    assert reads == 2
 
 
 def test_what_is_not_json_is_told_in_json(process: FactoryProcess) -> None:

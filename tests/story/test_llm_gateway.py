@@ -174,6 +174,68 @@ async def test_who_is_turned_away_leaves_nothing_behind(tmp_path: Path) -> None:
         await made.chat()
 
 
+async def test_what_was_made_a_moment_ago_is_looked_for_before_it_is_said_to_be_unknown(tmp_path: Path) -> None:
+    async with day(tmp_path) as made:
+        site, looks = made.site, 0
+
+        async def look() -> None:
+            nonlocal looks
+            looks += 1
+            made.running.publish()
+
+        made.gateway._look = look
+        await made.chat()
+        assert not looks
+        fresh = made.openai.with_options(api_key=token_of(site.key("bea", project="prj-lab", tnt_1=Role.MEMBER)))
+        assert (await fresh.chat.completions.create(model="chat", messages=HI)).choices
+        site.endpoints["ept-new"] = replace(site.endpoints["ept-chat"], id="ept-new", name="new")
+        assert "new" in [model.id async for model in await fresh.models.list()]
+        site.endpoints["ept-newer"] = replace(site.endpoints["ept-chat"], id="ept-newer", name="newer")
+        assert (await fresh.chat.completions.create(model="newer", messages=HI)).choices
+        assert looks == 3
+        with pytest.raises(openai.NotFoundError):
+            await fresh.chat.completions.create(model="newest", messages=HI)
+        with pytest.raises(openai.AuthenticationError):
+            await fresh.with_options(api_key="usk-cid-x").chat.completions.create(model="chat", messages=HI)
+        assert looks == 5
+
+
+async def test_where_nobody_can_look_what_is_known_decides(tmp_path: Path) -> None:
+    async with day(tmp_path) as made:
+
+        async def fails() -> None:
+            raise OSError("the database is away")
+
+        made.gateway._look = fails
+        await made.chat()
+        assert [model.id async for model in await made.openai.models.list()] == ["chat"]
+        with pytest.raises(openai.NotFoundError):
+            await made.openai.chat.completions.create(model="new", messages=HI)
+
+
+async def test_who_leaves_while_it_is_looked_for_leaves_nothing_behind(tmp_path: Path) -> None:
+    bird = Parrot()
+    async with day(tmp_path, bird) as made:
+        looking, go_on = asyncio.Event(), asyncio.Event()
+
+        async def look() -> None:
+            looking.set()
+            await go_on.wait()
+
+        made.gateway._look = look
+        asked = asyncio.create_task(made.openai.chat.completions.create(model="new", messages=HI))
+        async with asyncio.timeout(10):
+            await looking.wait()
+        made.gateway._sweep()
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        made.site.endpoints["ept-new"] = replace(made.site.endpoints["ept-chat"], id="ept-new", name="new")
+        made.running.publish()
+        go_on.set()
+        await made.chat()
+        assert len(bird.asked) == 1
+
+
 async def test_a_fault_of_ours_is_an_error_and_not_a_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with day(tmp_path) as made:
         monkeypatch.setattr(type(made.gateway.book), "payer", lambda *_: 1 / 0)
@@ -317,12 +379,17 @@ async def test_a_message_becomes_a_chat_when_it_falls_back_to_who_knows_only_tho
         await made.settled(1)
 
 
-async def _raw(made: Day, data: bytes, until: bytes = b"\r\n\r\n") -> bytes:
+async def _raw(made: Day, data: bytes) -> bytes:
+    """All that is answered until the gateway closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", made.running.port)
     writer.write(data)
+    answer = b""
     try:
-        async with asyncio.timeout(10):
-            return await reader.read(1 << 20)
+        with suppress(ConnectionResetError):  # as it closes without having read all
+            async with asyncio.timeout(10):
+                while more := await reader.read(1 << 20):
+                    answer += more
+        return answer
     finally:
         writer.close()
 

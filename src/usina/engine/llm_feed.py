@@ -1,6 +1,7 @@
 """Keeps a gateway's directory fresh: reads it anew when events tell that something in it has changed.
 
-A key that is revoked opens nothing any more `EVERY` later at most, and at once where the same process revoked it.
+A key that is revoked opens nothing any more `EVERY` later at most, and at once where the same process revoked it. What
+was just made is there for who asks for it: before a gateway says that it knows no such thing, it has a `look`.
 """
 
 from __future__ import annotations
@@ -26,28 +27,39 @@ TOLD_BY = ("key.", "member.", "project.", "tenant.", "endpoint.", "budget.")
 
 
 class LlmFeed:
-    def __init__(
-        self, store: Store, vault: Vault, runtimes: Mapping[str, RuntimePlugin], refresh: Callable[[Directory], None]
-    ) -> None:
-        self._store, self._vault, self._runtimes, self._refresh = store, vault, runtimes, refresh
+    def __init__(self, store: Store, vault: Vault, runtimes: Mapping[str, RuntimePlugin]) -> None:
+        self._store, self._vault, self._runtimes = store, vault, runtimes
         self._seen = 0
+        self._refresh: Callable[[Directory], None] = lambda directory: None
+        self._looks = 0  # begun so far
+        self._one_looks = asyncio.Lock()
 
-    async def start(self) -> None:
+    async def start(self, refresh: Callable[[Directory], None]) -> None:
+        """`refresh` is given the directory now, and whenever it has changed."""
+        self._refresh = refresh
         self._seen = await self._store.events.last()
-        self._refresh(await self._read())
+        refresh(await self._read())
 
     async def run(self) -> None:
         while True:
             pulse = self._store.database.pulse
             try:
-                await self._look()
+                await self.look()
             except Exception:
                 log.exception("the gateway's directory could not be read")
             with suppress(TimeoutError):
                 async with asyncio.timeout(EVERY):
                     await pulse.wait()
 
-    async def _look(self) -> None:
+    async def look(self) -> None:
+        """What was there when this was called has been told of when it returns. All who wait share one look."""
+        looks = self._looks
+        async with self._one_looks:
+            if self._looks == looks:  # else one was begun after this was called, and has ended
+                self._looks += 1
+                await self._read_changes()
+
+    async def _read_changes(self) -> None:
         last, touched = await self._store.events.touched(self._seen, TOLD_BY)
         if touched:
             self._refresh(await self._read())

@@ -108,10 +108,19 @@ class Factory:
         self.traces = traces_of(settings)
         self.rates = Table.made(settings.gateway_workers) if settings.gateway_workers > 1 else None
         dial = FleetDial(self.fleet, CheckedOutside(reach.of_url))
+        self.feed = LlmFeed(store, vault, runtimes)
         self.gateway = make_gateway(
-            settings, store, clock, doors.secret, dial, self.rates, guards=guards, prompts=prompts, traces=self.traces
+            settings,
+            store,
+            clock,
+            doors.secret,
+            dial,
+            self.rates,
+            guards=guards,
+            prompts=prompts,
+            traces=self.traces,
+            look=self.feed.look,
         )
-        self.feed = LlmFeed(store, vault, runtimes, self._refresh)
         self.refreshed: Callable[[], None] = lambda: None  # called when the directory of models has changed
         self.house = House(
             store=store,
@@ -149,7 +158,7 @@ class Factory:
         if gateway:
             await hand_in_left(self.settings, self.store, self.clock)
             await self.gateway.start()
-            await self.feed.start()
+            await self.feed.start(self._refresh)
         tasks = self._standing()
         try:
             yield tasks

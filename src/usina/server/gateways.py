@@ -4,7 +4,7 @@ in the ledger and a journal of its own."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,7 @@ def make_gateway(
     guards: Mapping[str, Placed],
     prompts: Prompts,
     traces: Traces | None,
+    look: Callable[[], Awaitable[None]],
 ) -> LlmGateway:
     """The one of this process; `table`: what it shares with others of the factory."""
     number = table.mine if table is not None else 0
@@ -52,6 +53,7 @@ def make_gateway(
         wall=clock.now,
         alone=table is None and not settings.database,
         table=table,
+        look=look,
     )
 
 

@@ -140,6 +140,7 @@ async def _gateway(
     clock, master = SystemClock(), master_key(settings)
     dial = LinkDial(main, CheckedOutside(Reach(allow_private=settings.allow_private_urls).of_url))
     traces = traces_of(settings, table.mine)
+    feed = LlmFeed(store, MasterVault(master), discovery.runtimes().plugins)
     gateway = make_gateway(
         settings,
         store,
@@ -150,10 +151,10 @@ async def _gateway(
         guards=placed(settings),
         prompts=prompt_folder(settings),
         traces=traces,
+        look=feed.look,
     )
-    feed = LlmFeed(store, MasterVault(master), discovery.runtimes().plugins, gateway.refresh)
     await gateway.start()
-    await feed.start()
+    await feed.start(gateway.refresh)
     standing: list[asyncio.Task[Any]] = [asyncio.create_task(work) for work in (gateway.run(), feed.run())]
     try:
         await _serve(settings, gateway, main, lanes, [*standing, asyncio.create_task(stop.wait())])

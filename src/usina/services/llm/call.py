@@ -21,7 +21,7 @@ from usina.services.llm.guarding import Guards, Watched, now
 from usina.services.llm.live import Live, Seat
 from usina.services.llm.purse import NO_HOLD, Hold, Purse
 from usina.services.llm.record import Record
-from usina.services.llm.refusal import Refusal
+from usina.services.llm.refusal import Refusal, Unknown
 from usina.services.llm.route import chain_of
 from usina.services.llm.stream import Events, Used, used_in
 from usina.services.llm.trail import Trail, operation
@@ -78,8 +78,11 @@ class OneCall:
     # --- in
 
     def begin(self) -> None:
+        """Raises `Unknown`, and has done nothing then: it may begin again."""
         try:
             self._enter()
+        except Unknown:
+            raise
         except Refusal as refusal:
             self.refuse(refusal)
         except Exception:  # a fault of ours must not be left half done, and is nobody else's

@@ -1,7 +1,7 @@
 """All requests together: what they share, and the standing work beside them.
 
-Nothing on the way of a request waits: what is not in memory (a connection, a lease of a budget, a replica) is asked
-for, and the request goes on when it is there.
+Nothing on the way of a request waits: what is not in memory (a connection, a lease of a budget, a replica, a name) is
+asked for, and the request goes on when it is there.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,7 +36,7 @@ from usina.services.llm.live import Live, Seat
 from usina.services.llm.meters import IN_FLIGHT, WAITING, Meters
 from usina.services.llm.purse import Purses
 from usina.services.llm.rates import Rates
-from usina.services.llm.refusal import Refusal
+from usina.services.llm.refusal import Refusal, Unknown
 from usina.services.llm.shared import SharedRates, Table
 
 log = structlog.get_logger()
@@ -44,9 +44,14 @@ log = structlog.get_logger()
 TICK = 1.0  # seconds between looks at who waits too long, and between batches for the ledger
 FIRST_BYTE = 600.0  # seconds that a replica may take to begin an answer
 DIAL = 10.0
+LOOK = 2.0  # seconds that a look at the directory may take
 IDLE = 3  # ticks after which a purse that nobody draws on is emptied, where there are other gateways
 ROOM = 0.02  # seconds between looks for room at replicas that other gateways of this machine use, too
 ALIVE = 5.0  # seconds after which the ledger hears of a gateway that has nothing to say
+
+
+async def _nothing_new() -> None:
+    """A look at a directory that is only ever given."""
 
 
 class LlmGateway:
@@ -65,11 +70,14 @@ class LlmGateway:
         wall: Callable[[], float] = time.time,
         alone: bool = True,
         table: Table | None = None,
+        look: Callable[[], Awaitable[None]] = _nothing_new,
     ) -> None:
         """`alone`: no other gateway leases of the same budgets, so that slices can be kept. `table`:
-        shared with the other gateways of this machine; what is counted there, they count together."""
+        shared with the other gateways of this machine; what is counted there, they count together. `look` gives the
+        directory anew (`refresh`), if anything in it has changed: what a request names may just have been made."""
         self.body_limit, self.clock, self.wall = body_limit, clock, wall
         self._ledger, self._dial, self._secret = ledger, dial, secret
+        self._look = look
         self._placed = guards
         self.guarded = bool(guards)  # whether any endpoint may have a guard
         self._guards: dict[str, Guards | None] = {}
@@ -99,12 +107,36 @@ class LlmGateway:
 
     def begin(self, request: Request, sink: Sink) -> Call:
         call = OneCall(self, request, sink)
-        if request.path in VERBS and request.method == b"POST":
-            self._calls[call.number] = call
+        if _asks_a_model(request) and self._let_in(call):
+            return call
+        self._start(self._let_in_later(call))
+        return call
+
+    def _let_in(self, call: OneCall, *, first: bool = True) -> bool:
+        """False, with nothing done, where it names what is not known; unless that was looked for already."""
+        try:
             call.begin()
+        except Unknown as unknown:
+            if first:
+                return False
+            call.refuse(unknown)
+        if not call.over:
+            self._calls[call.number] = call
+        return True
+
+    async def _let_in_later(self, call: OneCall) -> None:
+        """Once everything is known that was there when the request came."""
+        try:
+            async with asyncio.timeout(LOOK):
+                await self._look()
+        except Exception:
+            log.exception("the directory could not be looked at")  # then what is known decides
+        if call.over:
+            return
+        if _asks_a_model(call.request):
+            self._let_in(call, first=False)
         else:
             self._list(call)
-        return call
 
     def knows(self, headers: Mapping[bytes, bytes]) -> bool:
         try:
@@ -438,6 +470,10 @@ class LlmGateway:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _asks_a_model(request: Request) -> bool:
+    return request.path in VERBS and request.method == b"POST"
 
 
 def _model(name: str, offered: Offered) -> dict[str, object]:

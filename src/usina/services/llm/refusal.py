@@ -73,13 +73,17 @@ def told_by_replica(status: int, body: bytes, path: str, *, anthropic: bool) -> 
     return Refusal(status, message).body(anthropic=anthropic)
 
 
-def unauthenticated() -> Refusal:
-    return Refusal(401, "the key is unknown, expired or revoked", code="invalid_api_key")
+class Unknown(Refusal):
+    """Of a key or a model that the directory does not have. It may be younger than the directory."""
 
 
-def unknown_model(name: str) -> Refusal:
+def unauthenticated() -> Unknown:
+    return Unknown(401, "the key is unknown, expired or revoked", code="invalid_api_key")
+
+
+def unknown_model(name: str) -> Unknown:
     shown = name if name.isprintable() and len(name) <= 128 else "…"
-    return Refusal(
+    return Unknown(
         404, f"The model '{shown}' does not exist or this key may not use it.", code="model_not_found", param="model"
     )
 
