@@ -105,11 +105,15 @@ async def test_through_asgi_it_is_the_same(factory: Running) -> None:
         assert (await client.post(f"{base}chat/completions", content=b"x" * 100_000)).status_code == 413
 
 
-async def test_what_was_just_made_is_there_at_once(factory: Running) -> None:
-    """Though nobody has told the gateway of it: its standing look at what has changed is ended here."""
+async def _no_standing_look() -> None:
+    """From now on nobody tells the gateway of what has changed."""
     (standing,) = [task for task in asyncio.all_tasks() if task.get_name() == "directory"]
     standing.cancel()
     await asyncio.gather(standing, return_exceptions=True)
+
+
+async def test_what_was_just_made_is_there_at_once(factory: Running) -> None:
+    await _no_standing_look()
     async with factory.client() as client:
         made = await client.post("/keys", json={"name": "fresh", "project": "main"})
         client.headers["authorization"] = f"Bearer {made.raise_for_status().json()['token']}"
@@ -125,9 +129,7 @@ async def test_what_was_just_made_is_there_at_once(factory: Running) -> None:
 async def test_all_who_wait_share_one_look(factory: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """But none that was begun before they came: it may have read already."""
     feed, store = factory.factory.feed, factory.factory.store
-    (standing,) = [task for task in asyncio.all_tasks() if task.get_name() == "directory"]
-    standing.cancel()
-    await asyncio.gather(standing, return_exceptions=True)
+    await _no_standing_look()
     reads, touched = 0, store.events.touched
     reading, go_on = asyncio.Event(), asyncio.Event()
 
@@ -146,6 +148,26 @@ async def test_all_who_wait_share_one_look(factory: Running, monkeypatch: pytest
     go_on.set()
     await asyncio.gather(first, *others)
     assert reads == 2
+
+
+async def test_a_look_that_failed_is_nobodys_look(factory: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has waited for it looks again."""
+    feed, store = factory.factory.feed, factory.factory.store
+    await _no_standing_look()
+    reads, touched = 0, store.events.touched
+
+    async def fails_at_first(*args: Any) -> tuple[int, bool]:
+        nonlocal reads
+        reads += 1
+        if reads < 3:
+            await asyncio.sleep(0)
+            raise OSError("the database is away")
+        return await touched(*args)
+
+    monkeypatch.setattr(store.events, "touched", fails_at_first)
+    ends = await asyncio.gather(*(feed.look() for _ in range(5)), return_exceptions=True)
+    assert [type(end) for end in ends] == [OSError, OSError, type(None), type(None), type(None)]
+    assert reads == 3
 
 
 def test_what_is_not_json_is_told_in_json(process: FactoryProcess) -> None:

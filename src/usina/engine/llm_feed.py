@@ -31,7 +31,7 @@ class LlmFeed:
         self._store, self._vault, self._runtimes = store, vault, runtimes
         self._seen = 0
         self._refresh: Callable[[Directory], None] = lambda directory: None
-        self._looks = 0  # begun so far
+        self._begun = self._done = 0  # number of the last look that has begun, and that has ended well
         self._one_looks = asyncio.Lock()
 
     async def start(self, refresh: Callable[[Directory], None]) -> None:
@@ -53,11 +53,12 @@ class LlmFeed:
 
     async def look(self) -> None:
         """What was there when this was called has been told of when it returns. All who wait share one look."""
-        looks = self._looks
+        begun = self._begun
         async with self._one_looks:
-            if self._looks == looks:  # else one was begun after this was called, and has ended
-                self._looks += 1
+            if self._done <= begun:  # else one that has begun after this was called has ended
+                number = self._begun = self._begun + 1
                 await self._read_changes()
+                self._done = number
 
     async def _read_changes(self) -> None:
         last, touched = await self._store.events.touched(self._seen, TOLD_BY)

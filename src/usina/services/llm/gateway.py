@@ -10,6 +10,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -126,11 +127,9 @@ class LlmGateway:
 
     async def _let_in_later(self, call: OneCall) -> None:
         """Once everything is known that was there when the request came."""
-        try:
+        with suppress(Exception):  # who gives the directory says what ails it; what is known decides
             async with asyncio.timeout(LOOK):
                 await self._look()
-        except Exception:
-            log.exception("the directory could not be looked at")  # then what is known decides
         if call.over:
             return
         if _asks_a_model(call.request):
