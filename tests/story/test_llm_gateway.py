@@ -20,7 +20,7 @@ import pytest
 from usina.core.endpoint import Canary, Replica, ReplicaState, Shared, Variant
 from usina.core.llm import Budget, Limits
 from usina.core.tenancy import Key, Role
-from usina.ports.llm import Offered, Request, Streams
+from usina.ports.llm import Call, Offered, Request, Sink, Streams
 from usina.services.llm.journal import Journal
 from usina.testing.llm import Parrot, RunningGateway, Site, parrots, running_gateway, token_of
 from usina.testing.waiting import eventually
@@ -222,13 +222,20 @@ async def test_who_leaves_while_it_is_looked_for_leaves_nothing_behind(tmp_path:
             looking.set()
             await go_on.wait()
 
-        made.gateway._look = look
+        begin, calls = made.gateway.begin, []
+
+        def begun(request: Request, sink: Sink) -> Call:
+            calls.append(begin(request, sink))
+            return calls[-1]
+
+        made.gateway._look, made.gateway.begin = look, begun
         asked = asyncio.create_task(made.openai.chat.completions.create(model="new", messages=HI))
         async with asyncio.timeout(10):
             await looking.wait()
         made.gateway._sweep()
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
+        await eventually(lambda: asyncio.sleep(0, calls[0].over), bool)
         made.site.endpoints["ept-new"] = replace(made.site.endpoints["ept-chat"], id="ept-new", name="new")
         made.running.publish()
         go_on.set()
