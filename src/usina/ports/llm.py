@@ -1,8 +1,8 @@
 """The gateway of models and what it stands between: clients at the `/v1` door, replicas, and the house's books.
 
 Nothing here waits for a database before the first byte: what the gateway knows is a `Directory`, given to it anew
-whenever something in it has changed. Only for what that does not have it is looked there before it is refused. What was
-used is written into a journal of the gateway's own, and from there into the `Ledger`.
+whenever something in it has changed. What is not in there is looked for before it is refused. What was used is written
+into a journal of the gateway's own, and from there into the `Ledger`.
 """
 
 from __future__ import annotations
